@@ -1,0 +1,324 @@
+"""The one tracer: a network as a torch.fx graph, its activations' call sites, its shapes.
+
+Everything in linl that must know how a network is wired (which activation is used where, what is
+linear, what may be merged) asks this file. A traced network is a `torch.fx.GraphModule`: an ordinary
+`nn.Module` with the original's parameter names, that trains, saves and moves like the original.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+
+class UntraceableError(ValueError):
+    """The network's forward can't be written as a graph; the message says where and what to do."""
+
+
+# --- what counts as an activation ------------------------------------------------------------------
+
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU,
+    nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.LogSigmoid, nn.Tanh,
+    nn.Softplus, nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.Threshold,
+)  # fmt: skip
+"""Element-wise activation modules."""
+
+_FUNCTIONS: dict[Any, type[nn.Module]] = {
+    torch.relu: nn.ReLU, torch.relu_: nn.ReLU, F.relu: nn.ReLU, F.relu_: nn.ReLU, F.relu6: nn.ReLU6,
+    F.leaky_relu: nn.LeakyReLU, F.leaky_relu_: nn.LeakyReLU, F.elu: nn.ELU, F.elu_: nn.ELU,
+    F.selu: nn.SELU, F.celu: nn.CELU, F.gelu: nn.GELU, F.silu: nn.SiLU, F.mish: nn.Mish,
+    F.hardswish: nn.Hardswish, F.hardsigmoid: nn.Hardsigmoid, F.hardtanh: nn.Hardtanh,
+    F.sigmoid: nn.Sigmoid, torch.sigmoid: nn.Sigmoid, torch.sigmoid_: nn.Sigmoid,
+    F.logsigmoid: nn.LogSigmoid, F.tanh: nn.Tanh, torch.tanh: nn.Tanh, torch.tanh_: nn.Tanh,
+    F.softplus: nn.Softplus, F.softsign: nn.Softsign, F.tanhshrink: nn.Tanhshrink,
+    F.hardshrink: nn.Hardshrink, F.softshrink: nn.Softshrink,
+}  # fmt: skip
+"""Functional activations and the module each is the same as, given the same arguments."""
+
+_METHODS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU, "relu_": nn.ReLU, "sigmoid": nn.Sigmoid, "sigmoid_": nn.Sigmoid,
+    "tanh": nn.Tanh, "tanh_": nn.Tanh,
+}  # fmt: skip
+
+_UNNAMED = {
+    torch.clamp, torch.clamp_, torch.clip, torch.clamp_min, torch.clamp_max, torch.maximum, torch.minimum,
+    torch.where, torch.abs, F.threshold, F.threshold_, F.rrelu, F.rrelu_, F.prelu, F.glu, F.hardtanh_,
+    "clamp", "clamp_", "clip", "clip_", "clamp_min", "clamp_max", "maximum", "minimum", "where", "abs",
+}  # fmt: skip
+"""Operations that bend a signal but are not an activation we can stand in for: named, never skipped."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where an activation is used.
+
+    Attributes:
+        node: the graph's node (a call of a module or of a function).
+        name: dotted path, the unit's name in a linearized network.
+        module: the activation, a module of its own for each site.
+        inner: path inside the called module where the activation sits ("act" in timm's
+            BatchNormAct2d), or "" when the call is the activation itself.
+    """
+
+    node: fx.Node
+    name: str
+    module: nn.Module
+    inner: str = ""
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether a module is an element-wise activation (torch's, timm's or one of linl's units)."""
+    if isinstance(module, ACTIVATIONS) or getattr(module, "is_linl_activation", False):
+        return True
+    cls = type(module)
+    return cls.__module__.startswith("timm.layers.activations") and not list(module.children())
+
+
+# --- tracing ---------------------------------------------------------------------------------------
+
+_LEAF_PACKAGES = ("torch.nn", "torch.ao.nn", "timm.layers", "torchvision.ops")
+
+
+class Tracer(fx.Tracer):
+    """torch.fx's tracer, with the leaves that keep a traced network trainable.
+
+    A leaf is called whole. Traced through, a module's `self.training` would be frozen into the graph:
+    timm's BatchNormAct2d would never train again, and StochasticDepth never be switched off.
+    """
+
+    def __init__(self) -> None:
+        functions: tuple = ()
+        features = sys.modules.get("timm.models._features_fx")
+        if features is not None:  # timm's own list of functions that look at shapes
+            functions = tuple(features.get_notrace_functions())
+        super().__init__(autowrap_functions=functions)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if is_activation(m) or is_norm_act(m):
+            return True
+        package = type(m).__module__
+        if package.startswith("torch.nn"):
+            return super().is_leaf_module(m, module_qualified_name)
+        # A layer of a known library without layers inside: a drop path, a convolution, a norm. An
+        # unknown module is traced through, because an activation may be hidden in its forward.
+        return package.startswith(_LEAF_PACKAGES) and not list(m.children())
+
+
+def is_norm_act(module: nn.Module) -> bool:
+    """timm's BatchNorm with an activation inside (BatchNormAct2d and its relatives)."""
+    return isinstance(module, nn.modules.batchnorm._NormBase) and isinstance(getattr(module, "act", None), nn.Module)
+
+
+def trace(net: nn.Module) -> fx.GraphModule:
+    """A traced copy of a network; the argument is left alone.
+
+    Functional dropout becomes a module, so that `.train()` and `.eval()` still switch it.
+
+    Raises:
+        UntraceableError: control flow that depends on data, or a forward that does different things in
+            training and evaluation in a way that one graph can't hold.
+    """
+    net = copy.deepcopy(net)
+    if isinstance(net, fx.GraphModule):
+        return net
+    modes = {name: module.training for name, module in net.named_modules()}
+    graphs = []
+    for training in (True, False):
+        net.train(training)
+        graphs.append(_graph(net))
+    for name in _dropout_to_modules(net, *graphs):
+        modes[name] = modes[""]
+    sources = [graph.python_code("self").src.splitlines() for graph in graphs]
+    if sources[0] != sources[1]:
+        differ = next((a.strip() for a, b in zip(*sources, strict=False) if a != b), "its last lines")
+        raise UntraceableError(
+            f"{type(net).__name__} computes something else in training than in evaluation, from `{differ}` on: "
+            "one graph can't hold both. Switch that branch off (auxiliary classifiers: aux_logits=False)."
+        )
+    traced = fx.GraphModule(net, graphs[1], type(net).__name__)
+    for name, module in traced.named_modules():
+        module.training = modes.get(name, modes[""])
+    for name in ("input_size", "num_classes", "default_cfg", "pretrained_cfg"):
+        if hasattr(net, name) and not hasattr(traced, name):
+            setattr(traced, name, getattr(net, name))
+    return traced
+
+
+def _graph(net: nn.Module) -> fx.Graph:
+    try:
+        return Tracer().trace(net)
+    except Exception as error:
+        why = (str(error).splitlines() or [repr(error)])[0]
+        raise UntraceableError(
+            f"{type(net).__name__} can't be traced: {why}. Its forward must not branch on the values of "
+            "tensors; hand over the part that matters, or rewrite that branch."
+        ) from error
+
+
+def _dropout_to_modules(net: nn.Module, *graphs: fx.Graph) -> list[str]:
+    """Functional dropout, whose `training` was frozen by tracing, becomes nn.Dropout in every graph."""
+    kinds = {F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d}
+    names = []
+    for graph in graphs:
+        for node in list(graph.nodes):
+            if node.op != "call_function" or node.target not in kinds:
+                continue
+            p = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+            name = free_name(net, node.name) if node.name not in names else node.name
+            if name not in names:
+                net.add_module(name, kinds[node.target](p))
+                names.append(name)
+            source = node.args[0] if node.args else node.kwargs["input"]
+            with graph.inserting_before(node):
+                new = graph.call_module(name, (source,))
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+    return names
+
+
+def free_name(net: nn.Module, name: str) -> str:
+    """`name`, or `name_1`, `name_2`, … — the first that no submodule or attribute bears yet."""
+    owner, _, leaf = name.rpartition(".")
+    parent = net.get_submodule(owner) if owner else net
+    candidate, n = leaf, 0
+    while hasattr(parent, candidate):
+        n += 1
+        candidate = f"{leaf}_{n}"
+    return f"{owner}.{candidate}" if owner else candidate
+
+
+# --- activations and where they are used -----------------------------------------------------------
+
+
+def activation_sites(traced: fx.GraphModule) -> list[Site]:
+    """Every place where an activation is used, in the order of the forward pass.
+
+    A module called at n places gives n sites: torchvision's ResNet block calls one nn.ReLU twice, so
+    resnet18 has 17 sites in 9 modules.
+
+    Raises:
+        ValueError: an activation that no unit could stand in for (a clamp, an in-place activation
+            whose result is unused, a shared norm with an activation inside), by name.
+    """
+    found, refused, taken, calls = [], [], set(), {}
+    modules = dict(traced.named_modules())
+    for node in traced.graph.nodes:
+        site, trouble = None, ""
+        if node.op == "call_module":
+            module = modules[node.target]
+            calls[node.target] = calls.get(node.target, 0) + 1
+            if is_activation(module):
+                site = Site(node, node.target, module)
+            elif is_norm_act(module) and not isinstance(module.act, nn.Identity):
+                site = Site(node, f"{node.target}.act", module.act, "act")
+                if calls[node.target] > 1:
+                    trouble = "a norm with an activation inside, used twice"
+        elif node.op == "call_function" and node.target in _FUNCTIONS:
+            site = _functional(node, _FUNCTIONS[node.target])
+            trouble = "" if site else "arguments computed in the forward pass"
+        elif node.op == "call_method" and node.target in _METHODS:
+            site = _functional(node, _METHODS[node.target])
+        elif node.op.startswith("call") and node.target in _UNNAMED and not _is_relu_clamp(node):
+            trouble = f"{_where(node)} is no activation that a unit can stand in for"
+        elif node.op.startswith("call") and _is_relu_clamp(node):
+            site = Site(node, _where(node), nn.ReLU())
+        if site and not trouble and not node.users and _in_place(site.module, node):
+            trouble = "works in place and its result is not used"
+        if trouble:
+            refused.append(f"{site.name if site else node.name} ({trouble})")
+        elif site:
+            name, n = site.name, 0
+            while name in taken or (n and name in modules):
+                n += 1
+                name = f"{site.name}_{n}"
+            taken.add(name)
+            found.append(Site(node, name, copy.deepcopy(site.module), site.inner))
+    if refused:
+        raise ValueError(f"activations that can't be replaced: {'; '.join(refused)}")
+    return found
+
+
+def _functional(node: fx.Node, cls: type[nn.Module]) -> Site | None:
+    extra = [*node.args[1:], *(v for k, v in node.kwargs.items() if k != "input")]
+    if any(isinstance(value, fx.Node) for value in extra):
+        return None
+    options = {k: v for k, v in node.kwargs.items() if k != "input"}
+    return Site(node, _where(node), cls(*node.args[1:], **options))
+
+
+def _where(node: fx.Node) -> str:
+    """The path of the module whose forward holds this call, and the call's name."""
+    stack = node.meta.get("nn_module_stack") or {}
+    owner = next(reversed(stack.values()), ("",))[0] if stack else ""
+    call = node.target if isinstance(node.target, str) else node.target.__name__
+    return f"{owner}.{call}" if owner else call
+
+
+def _is_relu_clamp(node: fx.Node) -> bool:
+    clamps = {torch.clamp, torch.clip, torch.clamp_min, "clamp", "clip", "clamp_min"}
+    if node.target not in clamps:
+        return False
+    low = node.kwargs.get("min", node.args[1] if len(node.args) > 1 else None)
+    high = node.kwargs.get("max", node.args[2] if len(node.args) > 2 else None)
+    return isinstance(low, int | float) and low == 0 and high is None
+
+
+def _in_place(module: nn.Module, node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return bool(getattr(module, "inplace", False)) or (node.op != "call_module" and name.endswith("_"))
+
+
+def replace_activations(traced: fx.GraphModule, sites: list[Site], units: list[nn.Module]) -> fx.GraphModule:
+    """Put one unit at each site, in place; the old activations are dropped. Returns `traced`."""
+    graph, order = traced.graph, {node: i for i, node in enumerate(traced.graph.nodes)}
+    for site, unit in zip(sites, units, strict=True):
+        if site.inner:
+            setattr(traced.get_submodule(site.node.target), site.inner, unit)
+            continue
+        source = site.node.args[0] if site.node.args else site.node.kwargs["input"]
+        if _in_place(site.module, site.node):  # whoever reads the input later sees it changed: keep that
+            for user in list(source.users):
+                if user is not site.node and order.get(user, -1) > order[site.node]:
+                    user.replace_input_with(source, site.node)
+        traced.add_submodule(site.name, unit)
+        with graph.inserting_before(site.node):
+            new = graph.call_module(site.name, (source,))
+        order[new] = order[site.node]
+        site.node.replace_all_uses_with(new)
+        graph.erase_node(site.node)
+    graph.lint()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
+
+
+# --- shapes ----------------------------------------------------------------------------------------
+
+
+def shapes(traced: fx.GraphModule, example: Tensor) -> dict[fx.Node, torch.Size]:
+    """The shape of every node that is a tensor, from one forward pass on an example in eval mode."""
+
+    class Record(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            value = super().run_node(node)
+            if isinstance(value, Tensor):
+                found[node] = value.shape
+            return value
+
+    found: dict[fx.Node, torch.Size] = {}
+    modes = [(module, module.training) for module in traced.modules()]
+    traced.eval()
+    try:
+        with torch.no_grad():
+            Record(traced, garbage_collect_values=True).run(example)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return found

@@ -1,0 +1,225 @@
+"""The two-slope activation and its gradient: the arithmetic under every unit.
+
+With a parameter θ, both slopes are affine in it:
+
+    f(x) = (a0 + a1·θ)·x  for x > 0,      (b0 + b1·θ)·x  for x <= 0
+    df/dx = the slope on x's side
+    dL/dθ = Σ g·(a1·x⁺ + b1·x⁻)           summed in float32 (float64 stays float64)
+
+LiNLU is (a0, a1, b0, b1) = (0, 1, -1, 2); Layer Folding's unit around a ReLU is (1, 0, 0, 1).
+
+Three ways to the same numbers. `formula` is differentiable, traceable and exportable. The eager
+CPU path walks through the tensor in blocks that stay in the cache and reuses torch's own leaky-ReLU
+kernels. The fused path (`fused=True`) lets torch.compile build both halves; it needs a C++ compiler
+(CPU) or Triton (GPU), costs a few seconds once a process, and is then about as fast as a ReLU.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor, fx
+
+BLOCK = 1 << 18  # elements: 1 MiB of float32, about one core's second-level cache
+MIN_SLOPE = 1 / 16  # below this, x can't be had back from y without losing digits
+_aten = torch.ops.aten
+
+
+def formula(x: Tensor, theta: Tensor, positive: tuple[float, float], negative: tuple[float, float]) -> Tensor:
+    """f(x) written out with plain torch operations.
+
+    Args:
+        x: any shape, (N, C, ...) where θ is per channel.
+        theta: () for one parameter a layer, (C,) for one a channel.
+        positive: (a0, a1); the slope for x > 0 is a0 + a1·θ.
+        negative: (b0, b1); the slope for x <= 0 is b0 + b1·θ.
+
+    Returns: same shape and dtype as x; computed in float32 where x is narrower than that.
+    """
+    if theta.ndim == 1:
+        theta = theta.view(-1, *[1] * (x.ndim - 2))
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    a, b = _slopes(theta, positive, negative)
+    return torch.where(wide > 0, wide * a, wide * b).to(x.dtype)
+
+
+def two_slope(
+    x: Tensor,
+    theta: Tensor,
+    positive: tuple[float, float],
+    negative: tuple[float, float],
+    fused: bool = False,
+) -> Tensor:
+    """The two-slope activation, by the fastest path that this call allows. Arguments as in `formula`."""
+    if not _plain(x) or not _plain(theta) or _transforming():
+        return formula(x, theta, positive, negative)
+    return _TwoSlope.apply(x, theta, positive, negative, fused)
+
+
+def _plain(t: object) -> bool:
+    """A real tensor with data: no fx proxy, fake or meta tensor, no subclass."""
+    return type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta
+
+
+def _transforming() -> bool:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return torch._C._are_functorch_transforms_active()  # torch.func: vmap, jvp, grad
+
+
+def _slopes(theta, positive, negative):
+    return positive[0] + positive[1] * theta, negative[0] + negative[1] * theta
+
+
+class _TwoSlope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, theta, positive, negative, fused):
+        lowest = 0.0  # the smaller slope; reading it would stall an accelerator's queue
+        if x.is_cpu:
+            lowest = min(s.min().item() for s in _slopes(theta.detach(), positive, negative))
+        blockwise = x.is_cpu and theta.ndim == 0 and _dense(x)
+        blockwise = blockwise and _slopes(theta.item(), positive, negative)[0] > 0
+        fused = fused and _can_fuse(x.device.type)
+        if fused:
+            y = _fused("forward")(x, theta, positive, negative)
+        elif blockwise:
+            y = _forward_blocks(x, *_slopes(theta.item(), positive, negative))
+        else:
+            y = formula(x, theta, positive, negative)
+        ctx.args, ctx.fused, ctx.blockwise = (positive, negative), fused, blockwise
+        # The layer that follows saves y anyway, so saving y costs no memory, as with nn.ReLU;
+        # x is then y / slope.
+        ctx.from_output = lowest >= MIN_SLOPE
+        ctx.save_for_backward(y if ctx.from_output else x, theta)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        saved, theta = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: differentiate the formula instead
+            return *_differentiable_backward(ctx, g, saved, theta), None, None, None
+        args = (*ctx.args, ctx.from_output)
+        if ctx.fused:
+            dx, dtheta = _fused("backward")(g, saved, theta, *args)
+        elif ctx.blockwise and g.dtype == saved.dtype:
+            dx, dtheta = _backward_blocks(g, saved, theta, *args)
+        else:
+            dx, dtheta = _backward(g, saved, theta, *args)
+        return dx, dtheta.to(theta.dtype), None, None, None
+
+
+def _differentiable_backward(ctx, g, saved, theta):
+    if ctx.from_output:
+        a, b = _slopes(theta.view(-1, *[1] * (saved.ndim - 2)) if theta.ndim else theta, *ctx.args)
+        saved = torch.where(saved > 0, saved / a, saved / b).detach()
+    wide = torch.promote_types(saved.dtype, torch.float32)
+    x = saved.to(wide)
+    t = theta.view(-1, *[1] * (x.ndim - 2)) if theta.ndim else theta
+    a, b = _slopes(t, *ctx.args)
+    (_, a1), (_, b1) = ctx.args
+    on = x > 0
+    dx = torch.where(on, g * a, g * b).to(saved.dtype)
+    each = g.to(wide) * torch.where(on, a1 * x, b1 * x)
+    return dx, each.sum(_summed(x, theta)).to(theta.dtype)
+
+
+def _summed(x: Tensor, theta: Tensor) -> list[int]:
+    return [d for d in range(x.ndim) if theta.ndim == 0 or d != 1]
+
+
+# --- whole tensors: the source that torch.compile fuses, and the eager path without a CPU ---------
+
+
+def _backward(g, saved, theta, positive, negative, from_output):
+    t = theta.view(-1, *[1] * (saved.ndim - 2)) if theta.ndim else theta
+    wide = torch.promote_types(saved.dtype, torch.float32)
+    a, b = _slopes(t, positive, negative)
+    s, gw = saved.to(wide), g.to(wide)
+    on = s > 0
+    dx = torch.where(on, gw * a, gw * b).to(saved.dtype)
+    if from_output:  # the division by the slope can wait until after the sum where it is one number
+        each = gw * s * torch.where(on, positive[1] / a, negative[1] / b)
+    else:
+        each = gw * s * torch.where(on, positive[1], negative[1])
+    return dx, each.sum(_summed(saved, theta))
+
+
+@functools.cache
+def _fused(half: str):
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    return torch.compile({"forward": formula, "backward": _backward}[half], dynamic=True)
+
+
+@functools.cache
+def _can_fuse(device: str) -> bool:
+    """Whether torch.compile works here; tried once on a small tensor, a failure is said once."""
+    try:
+        x, theta = torch.ones(2, 3, device=device), torch.ones((), device=device)
+        _fused("forward")(x, theta, (0.0, 1.0), (-1.0, 2.0))
+    except Exception as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"fused unit kernels can't be compiled here ({why}): eager ones are used", stacklevel=2)
+        return False
+    return True
+
+
+# --- eager, CPU, one θ a layer: block by block -----------------------------------------------------
+
+
+def _dense(x: Tensor) -> bool:
+    return x.dtype.is_floating_point and (
+        x.is_contiguous()
+        or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+        or (x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d))
+    )
+
+
+def _flat(x: Tensor) -> Tensor:
+    """A dense tensor as one line in the order of memory, without a copy."""
+    return x.as_strided((x.numel(),), (1,), x.storage_offset())
+
+
+def _forward_blocks(x: Tensor, a: float, b: float) -> Tensor:
+    x = x.detach()
+    y = torch.empty_like(x)
+    exact = x.dtype in (torch.float32, torch.float64)
+    for xs, ys in zip(_flat(x).split(BLOCK), _flat(y).split(BLOCK), strict=True):
+        if not exact:  # round once, at the end
+            ys.copy_(_aten.leaky_relu(xs.float(), b / a).mul_(a))
+        else:
+            _aten.leaky_relu.out(xs, b / a, out=ys)
+            if a != 1:
+                ys.mul_(a)
+    return y
+
+
+def _backward_blocks(g, saved, theta, positive, negative, from_output):
+    """dx, dθ. On a block: dx = a·leaky(g), dθ += <g, h(saved)>, where h has the slopes (a1, b1)."""
+    a, b = _slopes(theta.item(), positive, negative)
+    h_pos, h_neg = (positive[1] / a, negative[1] / b) if from_output else (positive[1], negative[1])
+    exact = saved.dtype in (torch.float32, torch.float64)
+    work = saved.dtype if exact else torch.float32
+    if g.stride() != saved.stride():
+        g = torch.empty_like(saved).copy_(g)
+    dx = torch.empty_like(saved)
+    h = torch.empty(min(BLOCK, saved.numel()), dtype=work)
+    dtheta = torch.zeros((), dtype=work)
+    for gs, ss, ds in zip(_flat(g).split(BLOCK), _flat(saved).split(BLOCK), _flat(dx).split(BLOCK), strict=True):
+        hs = h[: ss.numel()]
+        if not exact:
+            gs, ss = gs.float(), ss.float()
+        if h_pos:
+            _aten.leaky_relu.out(ss, h_neg / h_pos, out=hs)
+            dtheta.add_(torch.dot(gs, hs), alpha=h_pos)
+        else:
+            torch.clamp(ss, max=0, out=hs)
+            dtheta.add_(torch.dot(gs, hs), alpha=h_neg)
+        out = ds if exact else hs
+        _aten.leaky_relu_backward.grad_input(gs, ss, b / a, False, grad_input=out)
+        if a != 1:
+            out.mul_(a)
+        if not exact:
+            ds.copy_(out)
+    return dx, dtheta

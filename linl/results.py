@@ -1,0 +1,343 @@
+"""One run's record: its parameters, its folder, its last word; and tables made of many.
+
+A run's folder is `<results>/runs/<experiment>/<network-dataset-profile-hash>/s<seed>/`. It counts if and
+only if it holds `result.json`, which is renamed into place when everything else is there. Runs worth
+publishing are recorded: their small text files are copied to `<results>/records/`, and the committed
+tables are made from records alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from linl.data import PROJECT
+from linl.train import atomic
+
+NOT_IN_KEY = frozenset(
+    {"seed", "device", "threads", "overwrite", "results_dir", "data_dir"}
+)
+"""Parameters that say where and how a run is done, not what is run."""
+
+_NOT_RECORDED = frozenset({"results_dir", "data_dir", "overwrite"})
+RECORDED_FILES = ("params.json", "metrics.csv", "units.csv", "result.json")
+
+
+class ParameterError(ValueError):
+    """A notebook parameter that is unknown or of the wrong kind."""
+
+
+# --- parameters ------------------------------------------------------------------------------------
+
+
+def parameters(namespace: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a notebook, checked: every annotated name at its top level, with its value.
+
+    Call it with `globals()` right after the parameters cell. papermill injects a cell that starts with
+    "# Parameters" and only warns of names that the notebook doesn't know; here they are refused.
+
+    Raises:
+        ParameterError: an unknown parameter, or a value of another type than annotated.
+    """
+    kinds = namespace.get("__annotations__", {})
+    injected = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters\n")]
+    given = {
+        target.id
+        for cell in injected
+        for statement in ast.parse(cell).body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+    }
+    if unknown := sorted(given - set(kinds)):
+        raise ParameterError(
+            f"unknown parameter{'s' * (len(unknown) > 1)}: {', '.join(unknown)}. This notebook has: {', '.join(kinds)}"
+        )
+    found = {}
+    for name, kind in kinds.items():
+        value = namespace[name]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            wanted = "True or False" if kind is bool else f"of type {kind.__name__}"
+            raise ParameterError(f"parameter {name} = {value!r}: must be {wanted}")
+        found[name] = value
+    return found
+
+
+def key_of(params: dict[str, Any]) -> str:
+    """network-dataset-profile and eight digits of a hash over all parameters that say what is run."""
+    counted = {k: v for k, v in sorted(params.items()) if k not in NOT_IN_KEY}
+    digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:8]
+    words = [str(params[k]) for k in ("network", "dataset", "profile") if params.get(k)]
+    return "-".join(w.replace("/", "_").replace(":", "_") for w in [*words, digest])
+
+
+def results_folder(results_dir: str | Path | None = None) -> Path:
+    """The folder of results: the one named, LINL_RESULTS, or the project's `results/`."""
+    named = results_dir or os.environ.get("LINL_RESULTS")
+    if named:
+        return Path(named).expanduser()
+    return PROJECT / "results" if (PROJECT / "pyproject.toml").is_file() else Path("results").resolve()
+
+
+# --- one run ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """One run: what it was asked, where it lives, whether it is done.
+
+    Attributes:
+        experiment: name of the notebook.
+        params: its checked parameters.
+        folder: where it leaves everything.
+        source: git revision when the run began.
+    """
+
+    experiment: str
+    params: dict[str, Any]
+    folder: Path
+    source: dict[str, Any] = field(default_factory=lambda: revision())
+    _began: float = field(default_factory=time.perf_counter, repr=False)
+
+    @property
+    def key(self) -> str:
+        """The folder's name above the seed."""
+        return self.folder.parent.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether `result.json` is there."""
+        return (self.folder / "result.json").is_file()
+
+    def result(self) -> dict[str, Any]:
+        """What a finished run recorded."""
+        return json.loads((self.folder / "result.json").read_text())
+
+    def finish(self, figures: dict[str, Any], **how: Any) -> dict[str, Any]:
+        """Writes `result.json`, the last word, and lets the checkpoints go. A finished run stays as it is.
+
+        Args:
+            figures: the run's numbers, flat.
+            how: device, precision, training seconds and the like, beside what is found out here.
+
+        Returns: what `result.json` holds.
+        """
+        if self.finished:
+            return self.result()
+        record = {
+            "experiment": self.experiment,
+            "key": self.key,
+            "seed": self.params.get("seed", 0),
+            "figures": _plain(figures),
+            "how": {
+                **how,
+                **machine(),
+                "threads": _threads(),
+                "seconds": round(time.perf_counter() - self._began, 1),
+                "peak_memory_mb": _peak_memory(),
+            },
+            "versions": versions(),
+            "source": self.source,
+            "finished": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()) + " UTC",
+        }
+        with atomic(self.folder / "result.json") as part:
+            part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        for checkpoint in self.folder.rglob("checkpoint.pt"):
+            checkpoint.unlink()
+        return record
+
+
+def begin(experiment: str, params: dict[str, Any]) -> Run:
+    """Opens a run; nothing is computed yet.
+
+    Args:
+        experiment: the notebook's name.
+        params: as `parameters` returns them.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
+    folder = run_folder(experiment, params)
+    if params.get("overwrite") and folder.exists():
+        shutil.rmtree(folder)
+    told = {k: v for k, v in params.items() if k not in _NOT_RECORDED}
+    with atomic(folder / "params.json") as part:
+        part.write_text(json.dumps(told, indent=1) + "\n")
+    return Run(experiment, params, folder)
+
+
+def run_folder(experiment: str, params: dict[str, Any]) -> Path:
+    """Where a run with these parameters lives."""
+    top = results_folder(params.get("results_dir")) / "runs" / experiment
+    return top / key_of(params) / f"s{params.get('seed', 0)}"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and accelerator."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].split(":", 1)[1].strip() if lines else name
+    elif platform.system() == "Darwin":
+        name = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        ).stdout.strip() or name
+    return {
+        "cpu": name,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), **{n: version(n) for n in ("torch", "torchvision", "timm", "numpy")}}
+
+
+def revision() -> dict[str, Any]:
+    """Git revision of the project, and whether the code (notebooks, package) was as committed."""
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(PROJECT), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--", "linl", "notebooks", "study.yaml", "Snakefile")
+    except FileNotFoundError:
+        head = changed = None
+    return {"revision": head, "clean": None if changed is None else changed == ""}
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _peak_memory() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3))
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that JSON knows; NaN becomes null."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- many runs -------------------------------------------------------------------------------------
+
+
+def record(run_folder: Path, results_dir: str | Path | None = None) -> Path:
+    """Copies a finished run's small text files to `records/`; the same files twice change nothing.
+
+    Raises:
+        FileNotFoundError: the run isn't finished.
+    """
+    if not (run_folder / "result.json").is_file():
+        raise FileNotFoundError(f"{run_folder} has no result.json: a run that isn't finished is not recorded")
+    experiment, key, seed = run_folder.parts[-3:]
+    target = results_folder(results_dir) / "records" / experiment / key / seed
+    for file in sorted(run_folder.rglob("*")):
+        if file.name in RECORDED_FILES:
+            with atomic(target / file.relative_to(run_folder)) as part:
+                shutil.copyfile(file, part)
+    return target
+
+
+def runs(
+    experiment: str, source: str = "records", profile: str = "", results_dir: str | Path | None = None
+) -> pd.DataFrame:
+    """A row a finished run: its parameters, its figures, and how it was done.
+
+    Args:
+        experiment: name of the notebook.
+        source: "records" (committed) or "runs" (everything done here).
+        profile: only runs of that profile, if named.
+
+    Returns: columns of params.json, of the figures, `how_…`, `version_…`, and `folder`; sorted by key
+        and seed; empty when there are none.
+    """
+    rows = []
+    root = results_folder(results_dir) / source / experiment
+    for path in sorted(root.glob("*/*/result.json")):
+        params = json.loads((path.parent / "params.json").read_text())
+        result = json.loads(path.read_text())
+        if profile and params.get("profile") != profile:
+            continue
+        rows.append(
+            {
+                **params,
+                **result["figures"],
+                **{f"how_{k}": v for k, v in result["how"].items()},
+                **{f"version_{k}": v for k, v in result["versions"].items()},
+                "key": result["key"],
+                "folder": str(path.parent),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def mean_sd(values: Sequence[float], digits: int = 2, factor: float = 1.0) -> str:
+    """"mean ± sd" of what isn't missing; the mean alone of one value, "" of none."""
+    numbers = [v * factor for v in values if v is not None and math.isfinite(v)]
+    if not numbers:
+        return ""
+    mean = sum(numbers) / len(numbers)
+    if len(numbers) == 1:
+        return f"{mean:.{digits}f}"
+    sd = math.sqrt(sum((v - mean) ** 2 for v in numbers) / (len(numbers) - 1))
+    return f"{mean:.{digits}f} ± {sd:.{digits}f}"
+
+
+def paper(experiment: str) -> pd.DataFrame:
+    """Published figures with their source, from `results/paper/<experiment>.csv`."""
+    return pd.read_csv(PROJECT / "results" / "paper" / f"{experiment}.csv", dtype=str, keep_default_na=False)
+
+
+def write_table(table: pd.DataFrame, name: str, folder: Path, note: str = "") -> list[Path]:
+    """`<name>.csv` and `<name>.md` (with the note below), the same bytes for the same table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic(folder / f"{name}.csv") as part:
+        table.to_csv(part, index=False, lineterminator="\n")
+    text = table.to_markdown(index=False, disable_numparse=True)
+    with atomic(folder / f"{name}.md") as part:
+        part.write_text(text + "\n" + (f"\n{note}\n" if note else ""))
+    return [folder / f"{name}.csv", folder / f"{name}.md"]
+
+
+def write_figure(figure, name: str, folder: Path) -> Path:
+    """`<name>.png` without dates or versions inside, so that the same picture is the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic(folder / f"{name}.png") as part:
+        figure.savefig(part, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return folder / f"{name}.png"

@@ -1,0 +1,480 @@
+"""Training: one function, recipes as data, a checkpoint every epoch.
+
+A killed training, started again with the same arguments, goes on after its newest finished epoch, sees
+the same batches and, on the same machine, ends with the same figures: order, augmentation and dropout
+of an epoch follow from (seed, epoch) alone. Test images are never looked at here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from linl.data import _mixed
+from linl.units import fuse_kernels_, nonlinearity, param_groups, penalty, project_, units_of
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: everything but the network, the data and the seed.
+
+    Attributes:
+        epochs, batch_size: passes over the training images; images a step.
+        lr, unit_lr: peak learning rates of the weights and of p or α; None is the weights'.
+        weight_decay, unit_weight_decay: likewise.
+        momentum: of SGD.
+        schedule: "step" (times `gamma` every `decay_every` epochs), "onecycle" (linear up for the share
+            `warmup` of all steps, cosine down to zero) or "constant".
+        penalty: λ of Layer Folding's penalty; 0 for LiNLNet.
+        init: weights before training, as `linl.models.INITS`.
+    """
+
+    epochs: int
+    batch_size: int = 100
+    lr: float = 1e-2
+    unit_lr: float | None = 1e-3
+    weight_decay: float = 5e-4
+    unit_weight_decay: float | None = 5e-4
+    momentum: float = 0.9
+    schedule: str = "step"
+    decay_every: int = 140
+    gamma: float = 0.1
+    warmup: float = 0.3
+    penalty: float = 0.0
+    init: str = "default"
+
+    def factor(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rates' factor at a step, counted from 0."""
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "step":
+            return self.gamma ** (step // (self.decay_every * steps_per_epoch))
+        total = self.epochs * steps_per_epoch
+        rise = max(1, round(self.warmup * total))
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+RECIPES: dict[str, Recipe] = {
+    # defaults of the authors' main.py: 200 epochs, ×0.1 after 140, p at a tenth of the weights' rate
+    "linlnet": Recipe(epochs=200, init="linlnet"),
+    "linlnet-imagenet": Recipe(epochs=200, init="linlnet-imagenet"),
+    # ours, for a few epochs: the same ratio of the two rates, one cycle instead of a long plateau
+    "linlnet-short": Recipe(epochs=10, batch_size=128, lr=5e-2, unit_lr=5e-3, schedule="onecycle", init="linlnet"),
+    "linlnet-digits": Recipe(epochs=20, batch_size=32, lr=5e-2, unit_lr=5e-3, schedule="onecycle", init="linlnet"),
+    # the same for MobileNetV2 and EfficientNet-Lite, which LiNLNet's paper doesn't have: their own weights to start
+    "mobile-short": Recipe(epochs=10, batch_size=128, lr=5e-2, unit_lr=5e-3, schedule="onecycle"),
+    "mobile-digits": Recipe(epochs=20, batch_size=32, lr=5e-2, unit_lr=5e-3, schedule="onecycle"),
+}  # fmt: skip
+"""Named settings. LiNLNet's are the published code's; the short ones are ours and say so in tables."""
+
+
+def recipe(name: str, epochs: int | None = None, **changes) -> Recipe:
+    """A named recipe, with changes.
+
+    Raises:
+        ValueError: an unknown recipe or setting, or epochs below 1.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}: choose from {', '.join(RECIPES)}")
+    if epochs is not None:
+        changes["epochs"] = epochs
+    unknown = set(changes) - set(Recipe.__dataclass_fields__)
+    if unknown:
+        raise ValueError(f"a recipe has no {', '.join(sorted(unknown))}; it has {', '.join(Recipe.__dataclass_fields__)}")
+    made = replace(RECIPES[name], **changes)
+    if made.epochs < 1:
+        raise ValueError(f"epochs = {made.epochs}: must be at least 1")
+    if made.batch_size < 1:
+        raise ValueError(f"batch_size = {made.batch_size}: must be at least 1")
+    if made.schedule not in ("step", "onecycle", "constant"):
+        raise ValueError(f'schedule = {made.schedule!r}: choose "step", "onecycle" or "constant"')
+    return made
+
+
+# --- where and how fast ----------------------------------------------------------------------------
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """"auto" is the first GPU, else Apple's, else the CPU.
+
+    Raises:
+        ValueError: a device that this machine doesn't have.
+    """
+    if name != "auto":
+        device = torch.device(name)
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        if not available.get(device.type, True):
+            raise ValueError(f"device {name!r} isn't available here; device='auto' picks one that is")
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """"auto" is bf16 where the hardware multiplies it, else fp32.
+
+    Raises:
+        ValueError: neither "auto", "bf16" nor "fp32".
+    """
+    if name not in ("auto", "bf16", "fp32"):
+        raise ValueError(f'precision {name!r}: choose "auto", "bf16" or "fp32"')
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    if device.type == "cpu" and platform.machine() in ("x86_64", "AMD64"):
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+    return "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Mixed precision for the forward pass; nothing for fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def keep_freed_memory() -> bool:
+    """Asks glibc to keep freed blocks for the next step instead of returning them to the system.
+
+    A tensor above 32 MiB otherwise costs thousands of page faults each time it is made, several times
+    the arithmetic of an activation. Returns whether it was done (Linux with glibc only).
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_mmap_max = -1, -4
+    return bool(libc.mallopt(m_mmap_max, 0)) and bool(libc.mallopt(m_trim_threshold, 2**31 - 1))
+
+
+def has_convolutions(net: nn.Module) -> bool:
+    """Whether channels_last pays."""
+    return any(isinstance(module, nn.Conv2d) for module in net.modules())
+
+
+# --- the loop --------------------------------------------------------------------------------------
+
+
+@dataclass
+class History:
+    """What a training left behind.
+
+    Attributes:
+        metrics: a row an epoch: epoch, train_loss, train_accuracy, validation_loss,
+            validation_accuracy (shares of 1; nan without a validation split), lr, seconds,
+            images_per_second.
+        units: a row a unit and epoch, from before the first on: epoch and `nonlinearity`'s columns.
+        resumed_from: finished epochs found in a checkpoint.
+        precision, device: what was used.
+    """
+
+    metrics: pd.DataFrame
+    units: pd.DataFrame
+    resumed_from: int = 0
+    precision: str = "fp32"
+    device: str = "cpu"
+
+    @property
+    def seconds(self) -> float:
+        """Training time of all epochs, over all starts."""
+        return float(self.metrics["seconds"].sum())
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds besides weights and optimizer."""
+
+    epoch: int = 0
+    metrics: list[dict] = field(default_factory=list)
+    units: list[dict] = field(default_factory=list)
+
+
+def fit(
+    net: nn.Module,
+    data,
+    settings: Recipe,
+    *,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    fused_units: bool = False,
+    verbose: bool = True,
+) -> History:
+    """Trains a network in place (units, where it has any, by their own group and projection).
+
+    Args:
+        net: the network; moved to the device, left in eval mode.
+        data: `linl.data.Images` or `ImageFolderData`.
+        settings: a `Recipe`.
+        seed: of order, augmentation and dropout. Weights are initialized by whoever made the network.
+        folder: for `checkpoint.pt`, `metrics.csv`, `units.csv` (while running) and, at the end,
+            `model.safetensors`; None keeps nothing and can't resume.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        precision: "auto", "bf16" or "fp32".
+        fused_units: compiled unit kernels (a few seconds once; needs a compiler).
+        verbose: one line an epoch.
+
+    Raises:
+        ValueError: settings that can't be used, or a checkpoint of another training in the folder.
+        FloatingPointError: the loss is no longer a number; the newest checkpoint stays.
+        OSError: a checkpoint can't be written (disk full); the one before it stays.
+    """
+    where = pick_device(device)
+    precision = pick_precision(precision, where)
+    folder = Path(folder) if folder else None
+    if data.size("train") < 2:
+        raise ValueError(f"{data.size('train')} training images: at least 2 are needed")
+    if where.type == "cpu":
+        keep_freed_memory()
+    data = data.to(where)
+    net.to(where)
+    if has_convolutions(net):
+        net.to(memory_format=torch.channels_last)
+    fuse_kernels_(net, fused_units)
+    optimizer = torch.optim.SGD(
+        param_groups(net, settings.lr, settings.unit_lr, settings.weight_decay, settings.unit_weight_decay),
+        momentum=settings.momentum,
+    )
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    if (done := _finished(folder, net, settings.epochs)) is not None:
+        net.eval()
+        return replace(done, precision=precision, device=where.type)
+    identity = {**asdict(settings), "seed": seed}
+    state = _resume(folder, net, optimizer, identity) or _State(units=_unit_rows(net, 0))
+    resumed = state.epoch
+    if resumed and verbose:
+        print(f"resumed after epoch {resumed} of {settings.epochs}", flush=True)
+    steps = max(1, data.size("train") // min(settings.batch_size, data.size("train")))
+    cuda = [where] if where.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        for epoch in range(resumed, settings.epochs):
+            torch.manual_seed(_mixed(seed, epoch))
+            row = _one_epoch(net, data, settings, optimizer, peaks, epoch, steps, seed, where, precision)
+            row |= _validate(net, data, settings.batch_size, where, precision)
+            state.epoch = epoch + 1
+            state.metrics.append(row)
+            state.units += _unit_rows(net, epoch + 1)
+            if folder:
+                _checkpoint(folder, net, optimizer, state, identity)
+            if verbose:
+                print(_line(row, settings.epochs), flush=True)
+    net.eval()
+    if folder:
+        _write_tables(folder, state)
+        save_weights(net, folder / "model.safetensors")
+    return History(pd.DataFrame(state.metrics), pd.DataFrame(state.units), resumed, precision, where.type)
+
+
+def _one_epoch(net, data, settings, optimizer, peaks, epoch, steps, seed, where, precision) -> dict:
+    net.train()
+    began, seen = time.perf_counter(), 0
+    loss_sum = torch.zeros((), device=where)
+    right = torch.zeros((), device=where, dtype=torch.long)
+    for i, (images, labels) in enumerate(data.batches("train", settings.batch_size, seed=seed, epoch=epoch)):
+        factor = settings.factor(epoch * steps + i, steps)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * factor
+        if images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(where, precision):
+            logits = net(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        total = loss + penalty(net, settings.penalty).to(where) if settings.penalty else loss
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        optimizer.step()
+        project_(net)
+        loss_sum += loss.detach() * len(labels)
+        right += (logits.detach().argmax(1) == labels).sum()
+        seen += len(labels)
+        if i == 20:
+            _refuse_nan(loss_sum, epoch, settings)
+    _refuse_nan(loss_sum, epoch, settings)
+    seconds = time.perf_counter() - began
+    return {
+        "epoch": epoch + 1,
+        "train_loss": loss_sum.item() / seen,
+        "train_accuracy": right.item() / seen,
+        "lr": optimizer.param_groups[0]["lr"],
+        "seconds": seconds,
+        "images_per_second": seen / seconds,
+    }
+
+
+def _refuse_nan(loss_sum, epoch, settings) -> None:
+    if not torch.isfinite(loss_sum):
+        raise FloatingPointError(
+            f"the loss is {loss_sum.item()} in epoch {epoch + 1}: a lower learning rate than {settings.lr} "
+            "usually mends it. The newest checkpoint is kept."
+        )
+
+
+def _validate(net, data, batch_size, where, precision) -> dict:
+    if not data.size("validation"):
+        return {"validation_loss": math.nan, "validation_accuracy": math.nan}
+    score = evaluate(net, data, "validation", precision=precision, batch_size=max(batch_size, 256))
+    return {"validation_loss": score.loss, "validation_accuracy": score.accuracy}
+
+
+def _line(row: dict, epochs: int) -> str:
+    validation = row["validation_accuracy"]
+    told = "" if math.isnan(validation) else f"  validation {100 * validation:5.2f} %"
+    return (
+        f"epoch {row['epoch']:3d}/{epochs}  loss {row['train_loss']:.4f}  train {100 * row['train_accuracy']:5.2f} %"
+        f"{told}  lr {row['lr']:.2g}  {row['seconds']:.1f} s"
+    )
+
+
+def _unit_rows(net: nn.Module, epoch: int) -> list[dict]:
+    return [{"epoch": epoch, **row} for row in nonlinearity(net).to_dict("records")]
+
+
+# --- evaluation ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean cross-entropy, and the shares of images whose label is the first, or among the first five."""
+
+    loss: float
+    accuracy: float
+    top5: float
+    images: int
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, data, split: str = "test", *, precision: str = "fp32", batch_size: int = 500) -> Score:
+    """Scores a network on a split, in eval mode; its mode is restored."""
+    parameter = next(net.parameters(), None)
+    where = parameter.device if parameter is not None else torch.device("cpu")
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    loss, first, five, seen = 0.0, 0, 0, 0
+    for images, labels in data.to(where).batches(split, batch_size):
+        if images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(where, precision):
+            logits = net(images).float()
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        first += ranked[:, 0].sum().item()
+        five += ranked.any(1).sum().item()
+        seen += len(labels)
+    for module, training in modes:
+        module.training = training
+    return Score(loss / seen, first / seen, five / seen, seen)
+
+
+# --- checkpoints -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A file that appears whole or not at all: write to the path given, it is renamed at the end.
+
+    Raises:
+        OSError: it can't be written; what was at `path` stays, the half-written file is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        part.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and "write" not in str(error):
+            raise
+        raise OSError(
+            f"could not write {path} ({str(error).splitlines()[0]}). What was there before is untouched: "
+            "make room (or make it writable) and run the same command again, it goes on from there."
+        ) from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def save_weights(net: nn.Module, path: Path) -> None:
+    """The state_dict as safetensors."""
+    from safetensors.torch import save_file
+
+    tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    with atomic(path) as part:
+        save_file(tensors, part)
+
+
+def _checkpoint(folder: Path, net, optimizer, state: _State, identity: dict) -> None:
+    with atomic(folder / "checkpoint.pt") as part:
+        torch.save(
+            {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "identity": identity, **asdict(state)}, part
+        )
+    _write_tables(folder, state)
+
+
+def _write_tables(folder: Path, state: _State) -> None:
+    for name, rows in (("metrics", state.metrics), ("units", state.units)):
+        if rows:
+            with atomic(folder / f"{name}.csv") as part:
+                pd.DataFrame(rows).to_csv(part, index=False)
+
+
+def _finished(folder: Path | None, net: nn.Module, epochs: int) -> History | None:
+    """A training that went to its end earlier: its weights are loaded, its tables returned."""
+    if folder is None or not (folder / "model.safetensors").is_file() or not (folder / "metrics.csv").is_file():
+        return None
+    from safetensors.torch import load_file
+
+    metrics = pd.read_csv(folder / "metrics.csv")
+    if len(metrics) != epochs:
+        return None
+    net.load_state_dict(load_file(folder / "model.safetensors"))
+    units = pd.read_csv(folder / "units.csv") if (folder / "units.csv").is_file() else pd.DataFrame(_unit_rows(net, 0))
+    return History(metrics, units, epochs)
+
+
+def _resume(folder: Path | None, net, optimizer, identity: dict) -> _State | None:
+    path = folder / "checkpoint.pt" if folder else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"the checkpoint {path} can't be read ({str(error).splitlines()[0]}): delete it to start anew") from error
+    differ = sorted(key for key in identity if saved["identity"].get(key) != identity[key])
+    if differ:
+        raise ValueError(
+            f"the checkpoint {path} belongs to another training ({', '.join(differ)} differ): "
+            "use another folder, or delete it to start anew"
+        )
+    try:
+        net.load_state_dict(saved["net"])
+        optimizer.load_state_dict(saved["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"the checkpoint {path} belongs to another network ({str(error).splitlines()[0]}): "
+            "use another folder, or delete it to start anew"
+        ) from error
+    return _State(saved["epoch"], saved["metrics"], saved["units"])
+
+
+__all__ = [
+    "RECIPES", "History", "Recipe", "Score", "atomic", "autocast", "evaluate", "fit", "has_convolutions",
+    "keep_freed_memory", "pick_device", "pick_precision", "recipe", "save_weights", "units_of",
+]  # fmt: skip
