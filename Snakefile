@@ -1,0 +1,56 @@
+# Turns a profile of study.yaml into papermill runs and, when all are done, its tables.
+# Started by `make study` (python -m linl.study run PROFILE), which checks everything first.
+#
+# A run's only declared output is result.json: it is renamed into place as the last thing a run does, so a
+# killed run leaves none, and its checkpoints stay for the next start. Notebooks are `ancient`: a corrected
+# sentence doesn't redo days of training.
+import json
+import os
+import sys
+
+from linl import study
+
+PROFILE = config.get("profile", "quick")
+JOBS = {str(job.folder): job for job in study.jobs(PROFILE)}
+TABLES = str(study.tables_folder(PROFILE))
+OPEN = [folder for folder, job in JOBS.items() if not job.done]
+
+
+def job_of(wildcards):
+    return JOBS[wildcards.folder]
+
+
+rule all:
+    input:
+        f"{TABLES}/linlnet.md",
+
+
+rule run:
+    input:
+        notebook=lambda w: ancient(str(job_of(w).notebook)),
+    output:
+        "{folder}/result.json",
+    wildcard_constraints:
+        folder=".*/runs/(?!tables/).*",
+    log:
+        "{folder}/log.txt",
+    threads: lambda w: job_of(w).threads or workflow.cores
+    params:
+        values=lambda w, threads: json.dumps({**job_of(w).params, "threads": threads}),
+        python=sys.executable,
+    shell:
+        "OMP_NUM_THREADS={threads} {params.python} -m papermill {input.notebook:q} {wildcards.folder:q}/notebook.ipynb"
+        " --no-progress-bar --log-output --autosave-cell-every 30 -y {params.values:q} > {log:q} 2>&1"
+
+
+rule tables:
+    input:
+        [f"{folder}/result.json" for folder in JOBS],
+    output:
+        f"{TABLES}/linlnet.md",
+    params:
+        python=sys.executable,
+        tables=TABLES,
+        profile=PROFILE,
+    shell:
+        "{params.python} -m linl.study tables --source runs --profile {params.profile} --out {params.tables:q}"

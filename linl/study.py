@@ -1,0 +1,307 @@
+"""Profiles as data: from `study.yaml` to runs, and the one command that carries them out.
+
+    python -m linl.study run quick          what `make study` does
+    python -m linl.study list               the profiles
+    python -m linl.study record cifar10     copy finished runs to results/records/
+    python -m linl.study tables             results/tables/ anew, from records alone
+
+Snakemake is the engine (see `Snakefile`), papermill runs the notebooks. Everything that can be wrong in
+a profile is said before the first run starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from linl.data import PROJECT
+from linl.results import ParameterError, record, results_folder, run_folder
+
+_BLOCK = {"notebook", "with", "each", "seeds", "threads"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a notebook with all its parameters.
+
+    Attributes:
+        experiment: the notebook's name.
+        notebook: its path.
+        params: every parameter, defaults included, but results_dir.
+        threads: processor threads it may use; 0 for all there are.
+        folder: where the run lives.
+    """
+
+    experiment: str
+    notebook: Path
+    params: dict[str, Any]
+    threads: int
+    folder: Path
+
+    @property
+    def result(self) -> Path:
+        """The file whose being there means done."""
+        return self.folder / "result.json"
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is finished."""
+        return self.result.is_file()
+
+    @property
+    def label(self) -> str:
+        """Short name for people."""
+        return f"{self.experiment} {self.folder.parent.name} s{self.params.get('seed', 0)}"
+
+
+def profiles(path: Path | None = None) -> dict[str, dict]:
+    """All profiles of `study.yaml`: name to {about, runs}.
+
+    Raises:
+        ParameterError: a file that isn't what it should be.
+    """
+    path = path or PROJECT / "study.yaml"
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ParameterError(f"{path} is missing: run this from a checkout of the project") from None
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{path.name} is not valid YAML: {error}") from error
+    found = content.get("profiles") if isinstance(content, dict) else None
+    if not isinstance(found, dict):
+        raise ParameterError(f"{path.name} must have `profiles:` at its top")
+    return found
+
+
+def notebook_defaults(notebook: Path) -> dict[str, Any]:
+    """A notebook's parameters with their default values, by its cell tagged "parameters".
+
+    Raises:
+        ParameterError: no such notebook, or none that can be read.
+    """
+    if not notebook.is_file():
+        raise ParameterError(f"no notebook {notebook}")
+    import nbformat
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [c.source for c in cells if "parameters" in c.metadata.get("tags", [])]
+    if not tagged:
+        raise ParameterError(f"{notebook.name} has no cell tagged parameters")
+    return {
+        statement.target.id: ast.literal_eval(statement.value)
+        for statement in ast.parse(tagged[0]).body
+        if isinstance(statement, ast.AnnAssign)
+    }
+
+
+def jobs(profile: str, path: Path | None = None) -> list[Job]:
+    """The runs of a profile, checked.
+
+    Raises:
+        ParameterError: an unknown profile, key, notebook or parameter, or a value of another type.
+    """
+    known = profiles(path)
+    if profile not in known:
+        raise ParameterError(f"unknown profile {profile!r}: choose from {', '.join(known)}")
+    found: dict[Path, Job] = {}
+    for block in known[profile].get("runs", []):
+        if unknown := set(block) - _BLOCK:
+            raise ParameterError(f"profile {profile}: unknown key {', '.join(sorted(unknown))}")
+        notebook = PROJECT / "notebooks" / block["notebook"]
+        defaults = notebook_defaults(notebook)
+        for entry in block.get("each", [{}]):
+            for seed in block.get("seeds", [0]):
+                given = {**block.get("with", {}), **entry, "profile": profile, "seed": seed}
+                params = {**defaults, **_checked(given, defaults, f"profile {profile}, {notebook.stem}")}
+                params.pop("results_dir", None)
+                _check_values(params, f"profile {profile}, {notebook.stem}")
+                threads = block.get("threads", 1)
+                job = Job(notebook.stem, notebook, params, 0 if threads == "all" else int(threads),
+                          run_folder(notebook.stem, params))  # fmt: skip
+                if job.folder in found:
+                    raise ParameterError(f"profile {profile}: the same run twice, {job.label}")
+                found[job.folder] = job
+    return list(found.values())
+
+
+def _checked(given: dict[str, Any], defaults: dict[str, Any], where: str) -> dict[str, Any]:
+    if unknown := sorted(set(given) - set(defaults)):
+        raise ParameterError(f"{where}: unknown parameter {', '.join(unknown)}; it has {', '.join(defaults)}")
+    checked = {}
+    for name, value in given.items():
+        kind = type(defaults[name])
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise ParameterError(f"{where}: {name} = {value!r} must be of type {kind.__name__}")
+        checked[name] = value
+    return checked
+
+
+def _check_values(params: dict[str, Any], where: str) -> None:
+    """What is known of common parameters without running anything."""
+    from linl import data, models, train
+
+    choices = {"network": models.NETWORKS, "recipe": train.RECIPES, "dataset": data.SOURCES}
+    for name, known in choices.items():
+        if name in params and str(params[name]).partition(":")[0] not in known:
+            raise ParameterError(f"{where}: unknown {name} {params[name]!r}; choose from {', '.join(known)}")
+    if params.get("epochs", 1) < 1:
+        raise ParameterError(f"{where}: epochs = {params['epochs']} must be at least 1")
+
+
+# --- carrying out ----------------------------------------------------------------------------------
+
+
+def tables_folder(profile: str) -> Path:
+    """Where the tables of a profile's own runs go (not committed)."""
+    return results_folder() / "runs" / "tables" / profile
+
+
+def check_kernel() -> None:
+    """The notebooks' kernel must be there.
+
+    Raises:
+        ParameterError: it isn't.
+    """
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    try:
+        KernelSpecManager().get_kernel_spec("python3")
+    except NoSuchKernel:
+        raise ParameterError(
+            "Jupyter has no kernel named python3: install it with `python -m ipykernel install --sys-prefix`"
+        ) from None
+
+
+@contextlib.contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """A lock that dies with its process, so that two sweeps never share a folder.
+
+    Raises:
+        ParameterError: another process holds it.
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ParameterError(f"another study is running on {path.parent}: wait for it, or stop it") from None
+        yield
+
+
+def run(profile: str, cores: int | None = None) -> int:
+    """Carries out what is missing of a profile and shows its table. Returns the exit status."""
+    wanted = jobs(profile)
+    missing = [job for job in wanted if not job.done]
+    tables = tables_folder(profile)
+    shown = tables / "linlnet.md"
+    newest = max((job.result.stat().st_mtime for job in wanted if job.done), default=0.0)
+    if missing or not shown.is_file() or shown.stat().st_mtime < newest:
+        check_kernel()
+        cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        print(f"profile {profile}: {len(wanted) - len(missing)} of {len(wanted)} runs done, {cores} cores", flush=True)
+        with only_one(results_folder() / ".lock"):
+            status = _snakemake(profile, cores)
+        if status:
+            _tell_failures(wanted)
+            return status
+    else:
+        print(f"profile {profile}: all {len(wanted)} runs are done")
+    _show(wanted, tables)
+    return 0
+
+
+def _snakemake(profile: str, cores: int) -> int:
+    command = [
+        sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--directory", str(PROJECT),
+        "--cores", str(cores), "--config", f"profile={profile}", "--rerun-triggers", "mtime", "--keep-going",
+        "--nolock", "--ignore-incomplete", "--quiet", "rules",
+    ]  # fmt: skip
+    return subprocess.run(command, check=False).returncode
+
+
+def _tell_failures(wanted: list[Job]) -> None:
+    print("\nnot finished (run the same command again, finished runs stay):", file=sys.stderr)
+    for job in wanted:
+        if not job.done:
+            log = job.folder / "log.txt"
+            lines = [line for line in log.read_text().splitlines() if line.strip()] if log.is_file() else []
+            print(f"  {job.label}: {lines[-1][:300] if lines else 'did not start'}", file=sys.stderr)
+
+
+def _show(wanted: list[Job], tables: Path) -> None:
+    root = Path.cwd()
+
+    def short(path: Path) -> str:
+        return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+    for table in sorted(tables.glob("*.md")):
+        print(f"\n{table.read_text()}")
+    print("executed notebooks:")
+    for job in wanted:
+        print(f"  {short(job.folder / 'notebook.ipynb')}")
+    print("figures:")
+    for figure in [*sorted(tables.glob("*.png")), *(f for job in wanted for f in sorted(job.folder.glob("*.png")))]:
+        print(f"  {short(figure)}")
+
+
+def make_tables(source: str = "records", profile: str = "", out: Path | None = None) -> None:
+    """Runs `notebooks/tables.ipynb`; from records to results/tables/ unless told otherwise."""
+    import papermill
+
+    out = out or results_folder() / "tables"
+    params = {"source": source, "profile": profile, "out_dir": str(out)}
+    executed = results_folder() / "runs" / "tables" / (profile or "all") / "notebook.ipynb"
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("papermill").setLevel(logging.WARNING)
+    papermill.execute_notebook(PROJECT / "notebooks" / "tables.ipynb", executed, params, progress_bar=False)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m linl.study", description="profiles of the study")
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run", help="do what is missing of a profile, then show its table")
+    running.add_argument("profile")
+    running.add_argument("--cores", type=int)
+    commands.add_parser("list", help="the profiles")
+    recording = commands.add_parser("record", help="copy a profile's finished runs to results/records/")
+    recording.add_argument("profile")
+    tabling = commands.add_parser("tables", help="make results/tables/ from results/records/")
+    tabling.add_argument("--source", default="records", choices=["records", "runs"])
+    tabling.add_argument("--profile", default="")
+    tabling.add_argument("--out", type=Path)
+    asked = parser.parse_args(arguments)
+    try:
+        if asked.command == "run":
+            return run(asked.profile, asked.cores)
+        if asked.command == "record":
+            for job in jobs(asked.profile):
+                print(f"{'recorded' if job.done and record(job.folder) else 'not finished'}: {job.label}")
+        elif asked.command == "tables":
+            make_tables(asked.source, asked.profile, asked.out)
+        else:
+            for name, content in profiles().items():
+                print(f"{name:10s} {len(jobs(name)):3d} runs  {content.get('about', '')}")
+    except ParameterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
