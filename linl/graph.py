@@ -125,7 +125,7 @@ def trace(net: nn.Module) -> fx.GraphModule:
         UntraceableError: control flow that depends on data, or a forward that does different things in
             training and evaluation in a way that one graph can't hold.
     """
-    net = copy.deepcopy(net)
+    net = clone(net)
     if isinstance(net, fx.GraphModule):
         return net
     modes = {name: module.training for name, module in net.named_modules()}
@@ -145,10 +145,22 @@ def trace(net: nn.Module) -> fx.GraphModule:
     traced = fx.GraphModule(net, graphs[1], type(net).__name__)
     for name, module in traced.named_modules():
         module.training = modes.get(name, modes[""])
-    for name in ("input_size", "num_classes", "default_cfg", "pretrained_cfg"):
-        if hasattr(net, name) and not hasattr(traced, name):
-            setattr(traced, name, getattr(net, name))
-    return traced
+    return _carry(net, traced)
+
+
+_CARRIED = ("input_size", "num_classes", "default_cfg", "pretrained_cfg", "linearize_notes", "fold_report")
+
+
+def _carry(source: nn.Module, target: nn.Module) -> nn.Module:
+    for name in _CARRIED:
+        if hasattr(source, name) and not hasattr(target, name):
+            setattr(target, name, getattr(source, name))
+    return target
+
+
+def clone(net: nn.Module) -> nn.Module:
+    """A deep copy that keeps what linl noted on a traced network (torch.fx drops such attributes)."""
+    return _carry(net, copy.deepcopy(net))
 
 
 def _graph(net: nn.Module) -> fx.Graph:

@@ -101,6 +101,7 @@ class _TwoSlope(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: differentiate the formula instead
             return *_differentiable_backward(ctx, g, saved, theta), None, None, None
         args = (*ctx.args, ctx.from_output)
+        saved, theta = saved.detach(), theta.detach()
         if ctx.fused:
             dx, dtheta = _fused("backward")(g, saved, theta, *args)
         elif ctx.blockwise and g.dtype == saved.dtype:

@@ -199,7 +199,9 @@ def _side_after(features: nn.Module, size: Size) -> int:
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
             k, s, p = (v[0] if isinstance(v, tuple) else v for v in (layer.kernel_size, layer.stride, layer.padding))
             side = (side + 2 * p - k) // s + 1
-    return max(side, 0)
+    if side < 1:
+        raise InputSizeError(f"images of {size} are too small: nothing is left of them after the convolutions")
+    return side
 
 
 # --- makers: (input_size, num_classes, width, **options) -> nn.Module ------------------------------
@@ -389,6 +391,8 @@ def _check_size(name: str, size: Size, classes: int, width: float, options: dict
         if "unexpected keyword" in str(error):
             raise ValueError(f"{name}: {str(error).split('()')[-1].strip()}") from None
         raise
+    except InputSizeError as error:
+        raise InputSizeError(f"{name}: {error}") from None
     except RuntimeError as error:
         raise InputSizeError(f"{name} can't take images of {size}: {str(error).splitlines()[0]}") from None
 

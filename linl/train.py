@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import math
 import os
 import platform
@@ -252,10 +253,10 @@ def fit(
         momentum=settings.momentum,
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
-    if (done := _finished(folder, net, settings.epochs)) is not None:
+    identity = {**asdict(settings), "seed": seed}
+    if (done := _finished(folder, net, identity)) is not None:
         net.eval()
         return replace(done, precision=precision, device=where.type)
-    identity = {**asdict(settings), "seed": seed}
     state = _resume(folder, net, optimizer, identity) or _State(units=_unit_rows(net, 0))
     resumed = state.epoch
     if resumed and verbose:
@@ -277,7 +278,7 @@ def fit(
     net.eval()
     if folder:
         _write_tables(folder, state)
-        save_weights(net, folder / "model.safetensors")
+        save_weights(net, folder / "model.safetensors", identity)
     return History(pd.DataFrame(state.metrics), pd.DataFrame(state.units), resumed, precision, where.type)
 
 
@@ -411,13 +412,13 @@ def atomic(path: Path) -> Iterator[Path]:
         raise
 
 
-def save_weights(net: nn.Module, path: Path) -> None:
-    """The state_dict as safetensors."""
+def save_weights(net: nn.Module, path: Path, training: dict | None = None) -> None:
+    """The state_dict as safetensors; how it was trained goes into the file's metadata."""
     from safetensors.torch import save_file
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     with atomic(path) as part:
-        save_file(tensors, part)
+        save_file(tensors, part, {"training": json.dumps(training or {})})
 
 
 def _checkpoint(folder: Path, net, optimizer, state: _State, identity: dict) -> None:
@@ -435,18 +436,37 @@ def _write_tables(folder: Path, state: _State) -> None:
                 pd.DataFrame(rows).to_csv(part, index=False)
 
 
-def _finished(folder: Path | None, net: nn.Module, epochs: int) -> History | None:
+def _finished(folder: Path | None, net: nn.Module, identity: dict) -> History | None:
     """A training that went to its end earlier: its weights are loaded, its tables returned."""
-    if folder is None or not (folder / "model.safetensors").is_file() or not (folder / "metrics.csv").is_file():
+    path = folder / "model.safetensors" if folder else None
+    if path is None or not path.is_file() or not (folder / "metrics.csv").is_file():
         return None
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    metrics = pd.read_csv(folder / "metrics.csv")
-    if len(metrics) != epochs:
-        return None
-    net.load_state_dict(load_file(folder / "model.safetensors"))
-    units = pd.read_csv(folder / "units.csv") if (folder / "units.csv").is_file() else pd.DataFrame(_unit_rows(net, 0))
-    return History(metrics, units, epochs)
+    with safe_open(path, "pt") as file:
+        _refuse_other(path, json.loads(file.metadata().get("training", "{}")), identity)
+        _load_state(path, net, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - not a dict
+    units = pd.read_csv(folder / "units.csv") if (folder / "units.csv").is_file() else pd.DataFrame()
+    return History(pd.read_csv(folder / "metrics.csv"), units, identity["epochs"])
+
+
+def _refuse_other(path: Path, saved: dict, identity: dict) -> None:
+    differ = sorted(key for key in identity if saved.get(key) != identity[key])
+    if differ:
+        raise ValueError(
+            f"{path} belongs to another training ({', '.join(differ)} differ): use another folder, or delete it "
+            "to start anew"
+        )
+
+
+def _load_state(path: Path, net: nn.Module, state: dict) -> None:
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} belongs to another network ({str(error).splitlines()[1].strip()}): use another folder, or "
+            "delete it to start anew"
+        ) from error
 
 
 def _resume(folder: Path | None, net, optimizer, identity: dict) -> _State | None:
@@ -457,20 +477,9 @@ def _resume(folder: Path | None, net, optimizer, identity: dict) -> _State | Non
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"the checkpoint {path} can't be read ({str(error).splitlines()[0]}): delete it to start anew") from error
-    differ = sorted(key for key in identity if saved["identity"].get(key) != identity[key])
-    if differ:
-        raise ValueError(
-            f"the checkpoint {path} belongs to another training ({', '.join(differ)} differ): "
-            "use another folder, or delete it to start anew"
-        )
-    try:
-        net.load_state_dict(saved["net"])
-        optimizer.load_state_dict(saved["optimizer"])
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"the checkpoint {path} belongs to another network ({str(error).splitlines()[0]}): "
-            "use another folder, or delete it to start anew"
-        ) from error
+    _refuse_other(path, saved["identity"], identity)
+    _load_state(path, net, saved["net"])
+    optimizer.load_state_dict(saved["optimizer"])
     return _State(saved["epoch"], saved["metrics"], saved["units"])
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linl.graph import activation_sites, replace_activations, shapes, trace
+from linl.graph import activation_sites, clone, replace_activations, shapes, trace
 from linl.kernels import two_slope
 
 
@@ -41,7 +41,7 @@ class Unit(nn.Module):
 
     def is_linear(self, threshold: float | None = None) -> bool:
         """Whether every channel's parameter has reached the threshold."""
-        return self.theta.min().item() >= (self.linear_threshold if threshold is None else threshold)
+        return bool((self.theta >= (self.linear_threshold if threshold is None else threshold)).all())
 
     def slopes(self) -> tuple[Tensor, Tensor]:
         """(slope for x < 0, slope for x > 0); nan where the wrapped activation is no two-slope one."""
@@ -253,6 +253,8 @@ def linearize(
         raise ValueError(f"unknown unit {unit!r}: choose from {', '.join(UNITS)}")
     if per not in ("layer", "channel"):
         raise ValueError(f'per={per!r}: choose "layer" or "channel"')
+    if units_of(net):
+        raise ValueError(f"{type(net).__name__} has trainable units already: linearize the original, or harden first")
     traced = trace(net)
     sites = activation_sites(traced)
     if not sites:
@@ -362,7 +364,7 @@ def harden(net: nn.Module, threshold: float | None = None) -> nn.Module:
         threshold: from which p or α on a unit counts as linear; 1 exactly for LiNLU and 0.9 for
             PartialLinear (both as published) when None.
     """
-    net = copy.deepcopy(net)
+    net = clone(net)
     for name, unit in units_of(net).items():
         owner, _, leaf = name.rpartition(".")
         hard = unit.harden(threshold).to(unit.theta.device).train(unit.training)

@@ -1,0 +1,56 @@
+"""Measuring: counts that can be checked by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+import linl
+from linl.cost import depth
+
+
+def test_counts_of_a_small_network():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
+    row = linl.measure(net, torch.randn(4, 3, 6, 6), batches=()).table.iloc[0]
+    assert row["parameters"] == 8 * 27 + 8 + 16 + 8 * 36 * 5 + 5
+    assert row["gmacs"] == pytest.approx((36 * 8 * 27 + 8 * 36 * 5) / 1e9), "multiply-adds, not FLOPs"
+    assert row["depth"] == 2 and row["activations"] == 1
+    assert row["mbytes"] == pytest.approx((row["parameters"] * 4 + 8 * 4 * 2 + 8) / 1e6)
+
+
+def test_alexnet_at_224_pixels():
+    """62.4 M parameters; 1.13 GMACs by hand: 105.4 + 448 + 149.5 + 224.3 + 149.5 + 58.6 (METHODS 1.3)."""
+    net = linl.models.create("alexnet", 1000, (3, 224, 224))
+    row = linl.measure(net, torch.randn(1, 3, 224, 224), batches=()).table.iloc[0]
+    by_hand = 55**2 * 96 * 363 + 27**2 * 256 * 2400 + 13**2 * (384 * 2304 + 384 * 3456 + 256 * 3456)
+    by_hand += 9216 * 4096 + 4096 * 4096 + 4096 * 1000
+    assert row["gmacs"] == pytest.approx(by_hand / 1e9, rel=1e-9) and row["parameters"] == 62_387_912
+
+
+def test_depth_is_the_longest_path():
+    assert depth(linl.models.create("resnet20", width=0.5)) == 20
+    assert depth(linl.models.create("resnet18", width=0.125)) == 18
+    assert depth(linl.models.create("vgg16", width=0.125)) == 16
+    assert depth(nn.Sequential(nn.Linear(2, 2), nn.ReLU())) == 1
+
+
+def test_side_by_side_with_latency():
+    a, b, x = nn.Sequential(nn.Linear(256, 2048), nn.ReLU()), nn.Sequential(nn.Linear(256, 2), nn.ReLU()), torch.randn(2, 256)
+    a.train()
+    table = linl.measure(a, b, x, names=["wide", "narrow"], batches=(1, 256), seconds=0.05).table
+    assert list(table.index) == ["wide", "narrow"] and (table[["ms_1", "ms_256"]] > 0).all().all()
+    assert table.loc["wide", "ms_256"] > table.loc["narrow", "ms_256"]
+    assert a.training, "modes are restored"
+
+
+def test_shared_parameters_count_once():
+    layer = nn.Linear(4, 4)
+    net = nn.Sequential(layer, nn.ReLU(), layer)
+    row = linl.measure(net, torch.randn(1, 4), batches=()).table.iloc[0]
+    assert row["parameters"] == 20 and row["depth"] == 2
+
+
+def test_bad_calls():
+    with pytest.raises(ValueError, match="then an example tensor"):
+        linl.measure(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="2 names for 1 networks"):
+        linl.measure(nn.Linear(2, 2), torch.randn(1, 2), names=["a", "b"])

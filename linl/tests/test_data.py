@@ -1,0 +1,138 @@
+"""Data: splits, augmentation, order, and one clear error for what is missing or damaged."""
+
+import pytest
+import torch
+
+from linl import data
+from linl.data import DataError, load
+
+
+def test_digits_are_embedded_and_split_by_seed():
+    a, b, c = load("digits", seed=0), load("digits", seed=0), load("digits", seed=1)
+    assert a.input_size == (1, 8, 8) and a.num_classes == 10
+    assert (a.size("train"), a.size("validation"), a.size("test")) == (1293, 144, 360)
+    assert torch.equal(a.train[0], b.train[0]) and not torch.equal(a.validation[0], c.validation[0])
+    assert torch.equal(a.test[0], c.test[0]), "the test split doesn't depend on the seed"
+    assert load("digits", validation=0).size("validation") == 0
+
+
+def test_splits_do_not_overlap():
+    digits = load("digits")
+    seen = [{bytes(image.numpy().tobytes()) for image in getattr(digits, s)[0]} for s in ("train", "validation")]
+    whole = load("digits", validation=0)
+    assert digits.size("train") + digits.size("validation") == whole.size("train")
+    everything = {bytes(image.numpy().tobytes()) for image in whole.train[0]}
+    assert seen[0] | seen[1] == everything
+
+
+def test_enlarged_for_convolutions():
+    digits = load("digits", size=32, channels=3, limit=10)
+    assert digits.input_size == (3, 32, 32) and digits.size("train") == 10
+    assert torch.equal(digits.train[0][:, 0], digits.train[0][:, 2])
+
+
+def test_normalization():
+    digits = load("digits", validation=0)
+    images = torch.cat([x for x, _ in digits.batches("train", 500)])
+    assert abs(images.mean().item()) < 0.02 and abs(images.std().item() - 1) < 0.02
+
+
+def test_order_follows_from_seed_and_epoch_alone():
+    digits = load("digits", size=32, channels=3, limit=64)
+    digits.augment = ("crop", "flip")
+
+    def epoch(seed, number):
+        return torch.cat([x for x, _ in digits.batches("train", 16, seed=seed, epoch=number)])
+
+    first = epoch(0, 3)
+    torch.randn(17)  # whatever else draws random numbers
+    assert torch.equal(epoch(0, 3), first)
+    assert not torch.equal(epoch(0, 4), first) and not torch.equal(epoch(1, 3), first)
+
+
+def test_every_image_once_an_epoch_and_no_short_batch():
+    digits = load("digits", limit=50)
+    labels = [y for _, y in digits.batches("train", 16, seed=0)]
+    assert [len(y) for y in labels] == [16, 16, 16]
+    assert [len(y) for _, y in digits.batches("test", 16)] == [16, 16, 16, 2]
+    assert [len(y) for _, y in digits.batches("train", 500, seed=0)] == [50], "a batch larger than the data"
+
+
+def test_random_crop_only_shifts():
+    images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).repeat(200, 1, 1, 1)
+    cropped = data.random_crop(images, 2, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images[0, 0], (2,) * 4)
+    windows = [padded[dy : dy + 8, dx : dx + 8] for dy in range(5) for dx in range(5)]
+    which = [[torch.equal(c[0], w) for w in windows] for c in cropped]
+    assert all(sum(row) == 1 for row in which), "each is one of the 25 shifts"
+    assert len({row.index(True) for row in which}) == 25, "and all of them occur"
+
+
+def test_random_flip():
+    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(100, 1, 1, 1)
+    flipped = data.random_flip(images, torch.Generator().manual_seed(0))
+    same = sum(torch.equal(a, b) for a, b in zip(flipped, images, strict=True))
+    mirrored = sum(torch.equal(a, b.flip(2)) for a, b in zip(flipped, images, strict=True))
+    assert same + mirrored == 100 and 30 < same < 70
+
+
+def test_bad_names_and_shares():
+    with pytest.raises(ValueError, match=r"unknown data set 'cifar'.*digits, mnist"):
+        load("cifar")
+    for share in (1.0, -0.1):
+        with pytest.raises(ValueError, match="share of the training images"):
+            load("digits", validation=share)
+
+
+def test_missing_data_says_what_where_and_how(tmp_path):
+    with pytest.raises(DataError, match=rf"CIFAR10 not found; looked in {tmp_path}.*LINL_DATA"):
+        load("cifar10", tmp_path, download=False)
+    with pytest.raises(DataError, match="no folder of pictures: looked for train/<class>/"):
+        load("imagefolder", tmp_path)
+    with pytest.raises(DataError, match="no folder of pictures"):
+        load(f"imagefolder:{tmp_path}/nothing")
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle"])
+def test_damaged_data_is_told_from_missing(tmp_path, content):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    (folder / "data_batch_1").write_bytes(content)
+    with pytest.raises(DataError, match="incomplete or corrupt: its checksums don't match"):
+        load("cifar10", tmp_path)
+
+
+def test_folders_of_pictures(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 10), ("val", 3)):
+        for label in ("cat", "dog"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for i in range(count):
+                picture = rng.integers(0, 255, (40 + i, 50, 3), dtype=np.uint8)
+                Image.fromarray(picture).save(tmp_path / split / label / f"{i}.png")
+    found = load(f"imagefolder:{tmp_path}", size=32, validation=0.2, workers=0)
+    assert found.input_size == (3, 32, 32) and found.num_classes == 2
+    assert [found.size(s) for s in ("train", "validation", "test")] == [16, 4, 6]
+    a, b = ([x for x, _ in found.batches("train", 8, seed=0, epoch=e)] for e in (0, 0))
+    assert a[0].shape == (8, 3, 32, 32) and len(a) == 2
+    labels = torch.cat([y for _, y in found.batches("test", 4)])
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+    (tmp_path / "val" / "dog").rename(tmp_path / "val" / "wolf")
+    with pytest.raises(DataError, match="classes differ between train/ and val/, e.g. dog"):
+        load(f"imagefolder:{tmp_path}", size=32)
+
+
+def test_real_cifar10(data_folder):
+    cifar = load("cifar10", data_folder)
+    assert [cifar.size(s) for s in ("train", "validation", "test")] == [45_000, 5_000, 10_000]
+    pixels = cifar.train[0].double() / 255
+    torch.testing.assert_close(pixels.mean((0, 2, 3)), torch.tensor(cifar.mean).double(), atol=2e-3, rtol=0)
+    assert torch.bincount(cifar.test[1]).tolist() == [1000] * 10
+
+
+def test_real_mnist(data_folder):
+    mnist = load("mnist", data_folder, validation=0)
+    assert [mnist.size(s) for s in ("train", "test")] == [60_000, 10_000] and mnist.input_size == (1, 28, 28)

@@ -1,0 +1,90 @@
+"""The notebooks: clean as committed, and each runs from top to bottom."""
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from linl.data import PROJECT
+
+NOTEBOOKS = sorted((PROJECT / "notebooks").rglob("*.ipynb"))
+NOTEBOOKS = [path for path in NOTEBOOKS if ".ipynb_checkpoints" not in path.parts]
+TEACHING = [path for path in NOTEBOOKS if path.parent.name == "teach"]
+
+
+def cells(path, kind="code"):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_committed_notebooks_are_clean(path):
+    content = json.loads(path.read_text())
+    kernel = content["metadata"]["kernelspec"]
+    assert (kernel["name"], kernel["language"]) == ("python3", "python"), "papermill refuses it otherwise"
+    for cell in cells(path):
+        assert cell["outputs"] == [] and cell["execution_count"] is None, "committed with outputs"
+        assert len("".join(cell["source"]).splitlines()) <= 20, "".join(cell["source"])[:80]
+    assert 8 <= len(content["cells"]) <= 45
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p not in TEACHING], ids=lambda p: p.stem)
+def test_parameters_are_annotated_literals_with_a_comment(path):
+    tagged = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == 1
+    source = "".join(tagged[0]["source"])
+    for statement in ast.parse(source).body:
+        assert isinstance(statement, ast.AnnAssign), ast.unparse(statement)
+        ast.literal_eval(statement.value)
+        assert "  # " in source.splitlines()[statement.lineno - 1], f"{statement.target.id} is not explained"
+
+
+def papermill(notebook, out, *parameters):
+    return subprocess.run(
+        [sys.executable, "-m", "papermill", str(notebook), str(out), "--no-progress-bar", *parameters],
+        capture_output=True, text=True, check=False, cwd=out.parent,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", TEACHING, ids=lambda p: p.stem)
+def test_teaching_notebooks_run(path, tmp_path):
+    done = papermill(path, tmp_path / "out.ipynb")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+LINLNET = PROJECT / "notebooks" / "experiments" / "linlnet.ipynb"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (["-p", "epoch", "3"], "unknown parameter: epoch"),
+        (["-p", "network", "lenet"], "unknown network 'lenet'"),
+        (["-p", "epochs", "0"], "epochs = 0: must be at least 1"),
+    ],
+)
+def test_wrong_parameters_stop_a_notebook_before_it_works(parameters, message, tmp_path):
+    done = papermill(LINLNET, tmp_path / "out.ipynb", *parameters)
+    assert done.returncode != 0 and message in done.stderr
+    assert not list((tmp_path / "results").rglob("*.csv")), "nothing was trained"
+
+
+def test_a_killed_kernel_never_counts_as_done(tmp_path):
+    """kill -9 on the whole group while training; the same command then goes on and finishes."""
+    command = [sys.executable, "-m", "papermill", str(LINLNET), str(tmp_path / "out.ipynb"), "--no-progress-bar",
+               "-p", "epochs", "3", "-p", "width", "0.125", "-p", "time_latency", "False"]  # fmt: skip
+    victim = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    results = tmp_path / "results"
+    deadline = time.monotonic() + 120
+    while not list(results.rglob("relu/metrics.csv")) and time.monotonic() < deadline and victim.poll() is None:
+        time.sleep(0.02)
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.wait()
+    assert not list(results.rglob("result.json"))
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert len(list(results.rglob("result.json"))) == 1

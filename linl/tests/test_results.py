@@ -1,0 +1,120 @@
+"""Runs and records: what counts as done, what a key is, tables that come out the same."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from linl import results
+from linl.results import ParameterError, key_of, mean_sd, parameters
+
+CELL = 'network: str = "mlp"\nepochs: int = 10\nlr: float = 0.1\noverwrite: bool = False\n'
+
+
+def namespace(cell=CELL, injected=None):
+    found = {"In": ["import linl", cell, *([injected] if injected else [])]}
+    exec(cell, found)
+    if injected:
+        exec(injected, found)
+    return found
+
+
+def test_parameters_are_what_is_annotated():
+    found = parameters(namespace(injected="# Parameters\nepochs = 3\nlr = 1\n"))
+    assert found == {"network": "mlp", "epochs": 3, "lr": 1.0, "overwrite": False}
+    assert type(found["lr"]) is float
+
+
+@pytest.mark.parametrize(
+    ("injected", "message"),
+    [
+        ("epoch = 3", r"unknown parameter: epoch. This notebook has: network, epochs, lr, overwrite"),
+        ("a = 1\nb = 2", "unknown parameters: a, b"),
+        ("epochs = 3.5", "epochs = 3.5: must be of type int"),
+        ("epochs = True", "epochs = True: must be of type int"),
+        ("network = 3", "network = 3: must be of type str"),
+        ('overwrite = "true"', "overwrite = 'true': must be True or False"),
+    ],
+)
+def test_wrong_parameters_are_refused(injected, message):
+    with pytest.raises(ParameterError, match=message):
+        parameters(namespace(injected=f"# Parameters\n{injected}\n"))
+
+
+def test_a_key_says_what_is_run_not_how():
+    base = {"network": "mlp", "dataset": "digits", "profile": "quick", "epochs": 10, "seed": 0, "device": "cpu"}
+    key = key_of(base)
+    assert key.startswith("mlp-digits-quick-") and len(key.rsplit("-", 1)[1]) == 8
+    for name, value in {"seed": 7, "device": "cuda", "threads": 4, "overwrite": True, "results_dir": "/x"}.items():
+        assert key_of({**base, name: value}) == key
+    assert key_of({**base, "epochs": 11}) != key and key_of({**base, "width": 0.5}) != key
+    assert key_of(dict(reversed(base.items()))) == key
+    assert key_of({**base, "dataset": "imagefolder:/a/b"}).startswith("mlp-imagefolder__a_b-quick-")
+
+
+def begun(**extra):
+    return results.begin("demo", {"network": "mlp", "dataset": "digits", "profile": "t", "seed": 1, **extra})
+
+
+def test_a_run_counts_only_with_its_result():
+    run = begun()
+    assert not run.finished and (run.folder / "params.json").is_file() and run.folder.name == "s1"
+    assert results.runs("demo", "runs").empty
+    with pytest.raises(FileNotFoundError, match="isn't finished"):
+        results.record(run.folder)
+    (run.folder / "relu").mkdir()
+    (run.folder / "relu" / "checkpoint.pt").write_bytes(b"x")
+    record = run.finish({"accuracy": 0.5, "bad": float("nan"), "list": [1, 2]}, device="cpu")
+    assert run.finished and not (run.folder / "relu" / "checkpoint.pt").exists()
+    assert record["figures"] == {"accuracy": 0.5, "bad": None, "list": [1, 2]}
+    assert {"experiment", "key", "seed", "how", "versions", "source", "finished"} <= set(record)
+    assert record["how"]["peak_memory_mb"] > 10 and set(record["source"]) == {"revision", "clean"}
+    assert results.runs("demo", "runs")["accuracy"].tolist() == [0.5]
+    assert results.runs("demo", "runs", profile="other").empty
+
+
+def test_a_finished_run_keeps_its_bytes():
+    run = begun()
+    run.finish({"accuracy": 0.5})
+    before = (run.folder / "result.json").read_bytes()
+    assert begun().finished and begun().finish({"accuracy": 0.9})["figures"]["accuracy"] == 0.5
+    assert (run.folder / "result.json").read_bytes() == before
+    fresh = begun(overwrite=True)
+    assert not fresh.finished and fresh.folder == run.folder
+
+
+def test_records_hold_small_text_files_and_no_paths(tmp_path):
+    run = begun(results_dir=str(tmp_path / "elsewhere"))
+    for name in ("metrics.csv", "units.csv", "model.safetensors", "notebook.ipynb", "relu/metrics.csv"):
+        (run.folder / name).parent.mkdir(exist_ok=True)
+        (run.folder / name).write_text("x")
+    run.finish({"accuracy": 0.5})
+    target = results.record(run.folder)
+    names = sorted(str(f.relative_to(target)) for f in target.rglob("*") if f.is_file())
+    assert names == ["metrics.csv", "params.json", "relu/metrics.csv", "result.json", "units.csv"]
+    assert str(tmp_path) not in "".join(f.read_text() for f in target.rglob("*") if f.is_file())
+    assert "results_dir" not in json.loads((target / "params.json").read_text())
+    assert results.runs("demo", "records")["accuracy"].tolist() == [0.5]
+
+
+def test_mean_and_sd():
+    assert mean_sd([0.5, 0.7], factor=100) == "60.00 ± 14.14"
+    assert mean_sd([0.5]) == "0.50" and mean_sd([]) == "" and mean_sd([None, float("nan")]) == ""
+
+
+def test_tables_come_out_the_same(tmp_path):
+    table = pd.DataFrame({"network": ["mlp"], "accuracy": ["60.00 ± 14.14"], "paper": [""]})
+    for folder in ("a", "b"):
+        results.write_table(table, "demo", tmp_path / folder, note="A note.")
+    assert (tmp_path / "a/demo.md").read_bytes() == (tmp_path / "b/demo.md").read_bytes()
+    text = (tmp_path / "a/demo.md").read_text()
+    assert "60.00 ± 14.14" in text and text.endswith("A note.\n")
+    assert (tmp_path / "a/demo.csv").read_text().splitlines()[0] == "network,accuracy,paper"
+
+
+def test_published_figures_carry_their_source():
+    paper = results.paper("linlnet")
+    assert len(paper) == 7 and (paper["source"] != "").all()
+    row = paper[(paper["network"] == "alexnet") & (paper["dataset"] == "cifar10")].iloc[0]
+    assert (row["accuracy"], row["sd"], row["linear"]) == ("87.71", "0.08", "2")
+    assert (paper.loc[paper["network"] == "resnet18", "units"] == "").all(), "16 or 17: unknown stays empty"

@@ -1,0 +1,105 @@
+"""Profiles: data that is checked before anything starts."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from linl import results, study
+from linl.results import ParameterError
+
+
+def test_every_profile_is_valid():
+    found = {name: study.jobs(name) for name in study.profiles()}
+    assert set(found) >= {"smoke", "quick", "cifar10", "paper", "imagenet"}
+    assert {job.params["network"] for job in found["quick"]} == {
+        "mlp", "alexnet", "vgg16", "resnet18", "mobilenetv2", "efficientnet_lite0"
+    }  # fmt: skip
+    assert {job.params["epochs"] for job in found["paper"]} == {200}
+    assert {job.params["recipe"] for job in found["paper"]} == {"linlnet"}
+    for name, jobs in found.items():
+        assert all(job.params["profile"] == name for job in jobs)
+        assert len({job.folder for job in jobs}) == len(jobs)
+
+
+def written(tmp_path, block):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({"profiles": {"p": {"about": "x", "runs": [block]}}}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"with": {"epoch": 3}}, r"profile p, linlnet: unknown parameter epoch; it has network, dataset"),
+        ({"with": {"epochs": 0}}, "epochs = 0 must be at least 1"),
+        ({"with": {"epochs": "ten"}}, "epochs = 'ten' must be of type int"),
+        ({"with": {"network": "resnet"}}, "unknown network 'resnet'; choose from mlp"),
+        ({"with": {"dataset": "cifar"}}, "unknown dataset 'cifar'"),
+        ({"with": {"recipe": "fast"}}, "unknown recipe 'fast'"),
+        ({"notebook": "experiments/none.ipynb"}, r"no notebook .*none\.ipynb"),
+        ({"sweep": {}}, "unknown key sweep"),
+        ({"each": [{"epochs": 2}, {"epochs": 2}]}, "the same run twice"),
+    ],
+)
+def test_wrong_profiles_are_refused(tmp_path, change, message):
+    path = written(tmp_path, {"notebook": "experiments/linlnet.ipynb", **change})
+    with pytest.raises(ParameterError, match=message):
+        study.jobs("p", path)
+
+
+def test_unknown_profile_lists_the_known_ones(capsys):
+    assert study.main(["run", "fast"]) == 2
+    assert "unknown profile 'fast': choose from smoke, quick" in capsys.readouterr().err
+
+
+def test_a_missing_kernel_is_said_first(monkeypatch, capsys):
+    from jupyter_client import kernelspec
+
+    def none(self, name):
+        raise kernelspec.NoSuchKernel(name)
+
+    monkeypatch.setattr(kernelspec.KernelSpecManager, "get_kernel_spec", none)
+    assert study.main(["run", "smoke"]) == 2
+    assert "no kernel named python3: install it with" in capsys.readouterr().err
+
+
+def test_a_key_is_the_notebooks_own(tmp_path):
+    """What Snakemake waits for is where the notebook writes: defaults and types are read alike."""
+    job = study.jobs("smoke")[0]
+    assert {*job.params, "results_dir"} == set(study.notebook_defaults(job.notebook))
+    path = written(tmp_path, {"notebook": "experiments/linlnet.ipynb", "with": {"width": 1}})
+    assert study.jobs("p", path)[0].params["width"] == 1.0 and isinstance(study.jobs("p", path)[0].params["width"], float)
+
+
+def test_two_studies_on_one_folder(tmp_path):
+    with study.only_one(tmp_path / ".lock"):
+        code = f"from linl import study\nfrom pathlib import Path\nwith study.only_one(Path({str(tmp_path)!r}) / '.lock'): pass"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert other.returncode and "another study is running" in other.stderr
+    with study.only_one(tmp_path / ".lock"):
+        pass
+
+
+def test_the_smoke_profile_from_start_to_table(capfd):
+    """Snakemake, papermill, kernels, tables: all of it, twice; the second time there is nothing to do."""
+    assert study.main(["run", "smoke"]) == 0
+    told = capfd.readouterr().out
+    assert "| mlp " in told and "| resnet18 " in told and "executed notebooks:" in told
+    jobs = study.jobs("smoke")
+    stamps = [job.result.stat().st_mtime_ns for job in jobs]
+    for job in jobs:
+        result = json.loads(job.result.read_text())
+        assert result["key"] == job.folder.parent.name and result["figures"]["merge_error"] < 1e-10
+        assert (job.folder / "notebook.ipynb").is_file() and not list(job.folder.rglob("checkpoint.pt"))
+    assert study.main(["run", "smoke"]) == 0
+    assert "all 2 runs are done" in capfd.readouterr().out
+    assert [job.result.stat().st_mtime_ns for job in jobs] == stamps
+    assert study.main(["record", "smoke"]) == 0 and study.main(["tables"]) == 0
+    tables = results.results_folder() / "tables"
+    first = {f.name: f.read_bytes() for f in tables.iterdir()}
+    assert {"linlnet.csv", "linlnet.md", "linlnet.png"} <= set(first)
+    assert study.main(["tables"]) == 0
+    assert {f.name: f.read_bytes() for f in tables.iterdir()} == first, "the same records, the same bytes"

@@ -1,0 +1,240 @@
+"""Training: recipes, the step, checkpoints, and a kill -9 that changes nothing."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+import linl
+from linl.train import RECIPES, evaluate, fit, recipe
+
+SMALL = {"epochs": 3, "batch_size": 32, "lr": 0.05, "unit_lr": 5e-3, "schedule": "onecycle"}
+
+
+def setting(name="mlp", **data):
+    digits = linl.data.load("digits", limit=128, **data)
+    torch.manual_seed(0)
+    return linl.linearize(linl.models.create(name, 10, digits.input_size, width=0.125), "linlu"), digits
+
+
+def test_the_papers_recipe():
+    """METHODS 1.2: SGD 0.9, rates 1e-2 and 1e-3, decay 5e-4 on both, ×0.1 every 140 of 200 epochs, batch 100."""
+    paper = recipe("linlnet")
+    assert (paper.epochs, paper.batch_size, paper.momentum) == (200, 100, 0.9)
+    assert (paper.lr, paper.unit_lr, paper.weight_decay, paper.unit_weight_decay) == (1e-2, 1e-3, 5e-4, 5e-4)
+    assert [paper.factor(epoch * 10, 10) for epoch in (0, 139, 140, 199)] == pytest.approx([1, 1, 0.1, 0.1])
+    assert paper.penalty == 0 and paper.init == "linlnet"
+    assert all(r.unit_lr == pytest.approx(r.lr / 10) for r in RECIPES.values()), "p's rate is not tuned apart"
+
+
+def test_one_cycle_rises_and_falls_to_zero():
+    factors = [recipe("linlnet-short", epochs=10).factor(step, 20) for step in range(200)]
+    assert max(factors) == 1 and factors.index(1.0) == 59
+    assert factors[0] == pytest.approx(1 / 60) and factors[-1] < 1e-3
+    assert factors == sorted(factors[:60]) + sorted(factors[60:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("linnet", {}, r"unknown recipe 'linnet': choose from linlnet"),
+        ("linlnet", {"epochs": 0}, "epochs = 0: must be at least 1"),
+        ("linlnet", {"epochs": -3}, "epochs = -3"),
+        ("linlnet", {"batch_size": 0}, "batch_size = 0"),
+        ("linlnet", {"learning_rate": 1}, "a recipe has no learning_rate; it has epochs"),
+        ("linlnet", {"schedule": "cosine"}, "schedule = 'cosine'"),
+    ],
+)
+def test_bad_recipes(name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        recipe(name, **changes)
+
+
+def test_bad_device_and_precision():
+    net, digits = setting()
+    with pytest.raises(ValueError, match="precision 'fp16'"):
+        fit(net, digits, recipe("linlnet-digits", **SMALL), precision="fp16")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device 'cuda' isn't available here"):
+            fit(net, digits, recipe("linlnet-digits", **SMALL), device="cuda")
+
+
+def test_first_step_is_sgd_with_two_groups():
+    """One step by hand, one by fit: momentum starts at zero, decay on both groups, p projected."""
+    net, digits = setting(validation=0)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    twin = linl.graph.clone(net)
+    settings = recipe("linlnet", epochs=1, batch_size=128, lr=0.1, unit_lr=1.0)
+    fit(net, digits, settings, precision="fp32", verbose=False)
+    x, y = next(digits.batches("train", 128, seed=0, epoch=0))
+    torch.nn.functional.cross_entropy(twin.train()(x), y).backward()
+    units = {id(u.p) for u in linl.units.units_of(twin).values()}
+    for own, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        rate = 1.0 if id(theirs) in units else 0.1
+        want = theirs.data - rate * (theirs.grad + 5e-4 * theirs.data)
+        want = want.clamp(0.5, 1) if id(theirs) in units else want
+        torch.testing.assert_close(own.data, want)
+
+
+def test_learns_and_tells(tmp_path, capsys):
+    net, digits = setting()
+    history = fit(net, digits, recipe("linlnet-digits", **{**SMALL, "epochs": 8}), folder=tmp_path, precision="fp32")
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 8 and lines[0].startswith("epoch   1/8  loss ")
+    assert history.metrics["train_loss"].iloc[-1] < history.metrics["train_loss"].iloc[0] / 1.5
+    assert evaluate(net, digits).accuracy > 0.5
+    assert not net.training
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"checkpoint.pt", "metrics.csv", "units.csv", "model.safetensors"}
+    units = pd.read_csv(tmp_path / "units.csv")
+    assert sorted(units["epoch"].unique()) == list(range(9)) and len(units) == 9 * 4
+    assert units.loc[units["epoch"] == 0, "parameter"].tolist() == [0.75] * 4
+    last = units[units["epoch"] == 8].set_index("name")["parameter"]
+    for name, unit in linl.units.units_of(net).items():
+        assert last[name] == pytest.approx(unit.p.item())
+
+
+def same(a, b):
+    columns = ["epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "lr"]
+    pd.testing.assert_frame_equal(a[columns], b[columns], check_exact=True)
+
+
+def test_same_seed_same_figures_other_seed_others():
+    runs = []
+    for seed in (0, 0, 1):
+        net, digits = setting()
+        torch.randn(seed + 5)  # the caller's random state must not matter
+        runs.append(fit(net, digits, recipe("linlnet-digits", **SMALL), seed=seed, verbose=False).metrics)
+    same(runs[0], runs[1])
+    assert runs[0]["train_loss"].tolist() != runs[2]["train_loss"].tolist()
+
+
+SCRIPT = """
+import sys, torch, linl
+torch.set_num_threads(1)
+digits = linl.data.load("digits", size=32, channels=3, limit=96)
+torch.manual_seed(0)
+net = linl.linearize(linl.models.create("alexnet", 10, digits.input_size, width=0.0625), "linlu")
+settings = linl.train.recipe("linlnet-digits", epochs=4, batch_size=16)
+linl.train.fit(net, digits, settings, folder=sys.argv[1], seed=3)
+print("test", linl.train.evaluate(net, digits).loss)
+"""
+
+
+def test_killed_and_started_again_it_ends_the_same(tmp_path):
+    """kill -9 in the third epoch; then the same command, and one that was never stopped."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+
+    def start(folder):
+        return subprocess.Popen(
+            [sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    straight = start(tmp_path / "straight")
+    victim = start(tmp_path / "killed")
+    for line in victim.stdout:
+        if line.startswith("epoch   2/4"):
+            os.kill(victim.pid, signal.SIGKILL)
+            break
+    victim.communicate()
+    assert victim.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model.safetensors").exists(), "a killed training doesn't look finished"
+    again = start(tmp_path / "killed")
+    told, _ = again.communicate(timeout=120)
+    want, _ = straight.communicate(timeout=120)
+    assert "resumed after epoch 2 of 4" in told or "resumed after epoch 3 of 4" in told, told
+    assert again.returncode == straight.returncode == 0, told + want
+    assert told.splitlines()[-1] == want.splitlines()[-1]
+    for table in ("metrics.csv", "units.csv"):
+        a, b = (pd.read_csv(tmp_path / f / table) for f in ("killed", "straight"))
+        drop = [c for c in ("seconds", "images_per_second") if c in a]
+        pd.testing.assert_frame_equal(a.drop(columns=drop), b.drop(columns=drop), check_exact=True)
+
+
+def test_finished_training_is_loaded_not_redone(tmp_path, capsys):
+    net, digits = setting()
+    settings = recipe("linlnet-digits", **SMALL)
+    first = fit(net, digits, settings, folder=tmp_path, verbose=False)
+    (tmp_path / "checkpoint.pt").unlink()
+    other, _ = setting()
+    again = fit(other, digits, settings, folder=tmp_path)
+    assert capsys.readouterr().out == "", "no epoch was trained"
+    pd.testing.assert_frame_equal(again.metrics, first.metrics)
+    assert again.seconds == pytest.approx(first.seconds)
+    assert evaluate(other, digits).loss == evaluate(net, digits).loss
+
+
+def test_a_folder_of_another_training_is_refused(tmp_path):
+    net, digits = setting()
+    fit(net, digits, recipe("linlnet-digits", **SMALL), folder=tmp_path, verbose=False)
+    with pytest.raises(ValueError, match=r"model.safetensors belongs to another training \(seed differ\)"):
+        fit(net, digits, recipe("linlnet-digits", **SMALL), folder=tmp_path, seed=1)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint.pt belongs to another training \(lr differ\)"):
+        fit(net, digits, recipe("linlnet-digits", **{**SMALL, "lr": 0.1}), folder=tmp_path)
+    other = linl.linearize(linl.models.create("mlp", 10, digits.input_size, width=0.25), "linlu")
+    with pytest.raises(ValueError, match=r"checkpoint.pt belongs to another network"):
+        fit(other, digits, recipe("linlnet-digits", **SMALL), folder=tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=r"checkpoint.pt can't be read .* delete it"):
+        fit(net, digits, recipe("linlnet-digits", **SMALL), folder=tmp_path)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    net, digits = setting()
+    saved = torch.save
+
+    def full(content, path):
+        if content["epoch"] == 2:
+            path.write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+        saved(content, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"could not write .*checkpoint.pt .*No space left.*run the same command again"):
+        fit(net, digits, recipe("linlnet-digits", **SMALL), folder=tmp_path, verbose=False)
+    assert not list(tmp_path.glob(".*part")), "nothing half-written is left"
+    monkeypatch.setattr(torch, "save", saved)
+    net, _ = setting()
+    history = fit(net, digits, recipe("linlnet-digits", **SMALL), folder=tmp_path, verbose=False)
+    assert history.resumed_from == 1
+    straight, _ = setting()
+    same(history.metrics, fit(straight, digits, recipe("linlnet-digits", **SMALL), verbose=False).metrics)
+
+
+def test_a_loss_that_is_no_number_stops_with_words(tmp_path):
+    net, digits = setting()
+    with pytest.raises(FloatingPointError, match="lower learning rate than 1e"):
+        fit(net, digits, recipe("linlnet-digits", **{**SMALL, "lr": 1e30, "schedule": "constant"}), folder=tmp_path,
+            precision="fp32", verbose=False)  # fmt: skip
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_evaluate_counts_what_it_says():
+    _, digits = setting()
+
+    class Knows(torch.nn.Module):
+        """Right for even labels; the right one second for odd labels."""
+
+        def forward(self, x):
+            y = digits.test[1][self.at : self.at + len(x)]
+            self.at += len(x)
+            scores = torch.zeros(len(x), 10)
+            scores[torch.arange(len(x)), y] = 1.0
+            wrong = (y + 1) % 10
+            scores[torch.arange(len(x)), wrong] = torch.where(y % 2 == 1, 2.0, 0.0)
+            return scores
+
+    oracle = Knows()
+    oracle.at = 0
+    score = evaluate(oracle, digits, batch_size=50)
+    assert score.accuracy == pytest.approx((digits.test[1] % 2 == 0).float().mean().item())
+    assert score.top5 == 1 and score.images == len(digits.test[1]) and not math.isnan(score.loss)
