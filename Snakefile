@@ -22,7 +22,7 @@ def job_of(wildcards):
 
 rule all:
     input:
-        f"{TABLES}/linlnet.md",
+        f"{TABLES}/index.md",
 
 
 rule run:
@@ -47,7 +47,7 @@ rule tables:
     input:
         [f"{folder}/result.json" for folder in JOBS],
     output:
-        f"{TABLES}/linlnet.md",
+        f"{TABLES}/index.md",
     params:
         python=sys.executable,
         tables=TABLES,

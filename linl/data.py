@@ -50,7 +50,7 @@ SOURCES: dict[str, Source] = {
     "fashion_mnist": Source("FashionMNIST", (0.2860,), (0.3530,), 10, ("flip",), 31_000_000),
     # the figures LiNLNet's code uses
     "cifar10": Source("CIFAR10", (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261), 10, ("crop", "flip"), 170_000_000),
-    "cifar100": Source("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 100, ("crop", "flip"), 169_000_000),
+    "cifar100": Source("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 100, ("crop", "flip"), 169_000_000),  # noqa: E501
     "imagefolder": Source("imagefolder", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), None, ("resized-crop", "flip")),
 }  # fmt: skip
 
@@ -123,7 +123,7 @@ class Images:
             for start in range(0, len(labels), batch_size):
                 yield self.normalize(images[start : start + batch_size]), labels[start : start + batch_size]
             return
-        generator = torch.Generator().manual_seed(_mixed(seed, epoch))
+        generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
         order = torch.randperm(len(labels), generator=generator)
         batch_size = min(batch_size, len(labels))
         for start in range(0, len(labels) - batch_size + 1, batch_size):
@@ -163,8 +163,12 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(flip[:, None, None, None], images.flip(3), images)
 
 
-def _mixed(seed: int, epoch: int) -> int:
-    return (seed * 1_000_003 + epoch * 7919 + 12345) % (1 << 63)
+def mixed_seed(*numbers: int) -> int:
+    """One seed from several numbers (seed, epoch, index), different for each combination met in practice."""
+    mixed = 12345
+    for number in numbers:
+        mixed = (mixed * 1_000_003 + number + 1) % (1 << 63)
+    return mixed
 
 
 # --- large data sets: folders of pictures ---------------------------------------------------------
@@ -244,7 +248,7 @@ class ImageFolderData:
     def batches(
         self, split: str, batch_size: int, *, seed: int | None = None, epoch: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `Images.batches`; crops and flips follow from (seed, epoch) and the worker count."""
+        """As `Images.batches`; crops and flips follow from (seed, epoch) whatever the number of workers."""
         from torchvision.transforms import v2
 
         training = seed is not None
@@ -256,9 +260,9 @@ class ImageFolderData:
         transform = v2.Compose([v2.PILToTensor(), *steps])
         base = self._test if split == "test" else self._train
         workers = min(8, os.cpu_count() or 1) if self.workers is None else self.workers
-        generator = torch.Generator().manual_seed(_mixed(seed or 0, epoch))
+        generator = torch.Generator().manual_seed(mixed_seed(seed or 0, epoch))
         loader = torch.utils.data.DataLoader(
-            _Subset(base, self._index[split], transform),
+            _Pictures(base, self._index[split], transform, mixed_seed(seed or 0, epoch)),
             batch_size=min(batch_size, self.size(split)),
             shuffle=training,
             drop_last=training,
@@ -270,16 +274,20 @@ class ImageFolderData:
             yield self.normalize(images.to(self.device, non_blocking=True)), labels.to(self.device, non_blocking=True)
 
 
-class _Subset(torch.utils.data.Dataset):
-    def __init__(self, base, index: list[int], transform) -> None:
-        self.base, self.index, self.transform = base, index, transform
+class _Pictures(torch.utils.data.Dataset):
+    """Some pictures of a folder, each cropped and flipped by a seed of its own."""
+
+    def __init__(self, base, index: list[int], transform, seed: int) -> None:
+        self.base, self.index, self.transform, self.seed = base, index, transform, seed
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, i: int):
         path, label = self.base.samples[self.index[i]]
-        return self.transform(self.base.loader(path)), label
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mixed_seed(self.seed, self.index[i]))
+            return self.transform(self.base.loader(path)), label
 
 
 # --- loading ---------------------------------------------------------------------------------------
@@ -401,7 +409,9 @@ def _torchvision(source: Source, root: str | Path | None, download: bool):
         return tuple(_tensors(make(target, train=train, download=True)) for train in (True, False))
     except Exception as error:
         why = str(error).splitlines()[0] if str(error) else repr(error)
-        raise DataError(f"{source.loader} not found (looked in {told}) nor downloaded ({why}). Instead: {how}.") from error
+        raise DataError(
+            f"{source.loader} not found (looked in {told}) nor downloaded ({why}). Instead: {how}."
+        ) from error
 
 
 def _present(loader: str, folder: Path) -> bool:

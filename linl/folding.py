@@ -126,9 +126,7 @@ def _affine(module: nn.Module) -> algebra.Affine | None:
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         if module.running_mean is None or (is_norm_act(module) and not isinstance(module.act, nn.Identity)):
             return None
-        return algebra.batchnorm_scale(
-            module.running_mean, module.running_var, module.eps, module.weight, module.bias
-        )
+        return algebra.batchnorm_scale(module.running_mean, module.running_var, module.eps, module.weight, module.bias)
     if type(module) is nn.Linear:
         weight = module.weight.double()
         return algebra.Dense(weight, _bias(module, weight))
@@ -240,7 +238,9 @@ def _why_not(traced: fx.GraphModule, before: fx.Node | None, node: fx.Node) -> s
 def _join(traced: fx.GraphModule, before: fx.Node, node: fx.Node) -> None:
     """Two calls become one, at `before`."""
     first, second = _called(traced, before), _called(traced, node)
-    joined = _module(algebra.merge(_affine(first), _affine(second)), like=first if not isinstance(second, nn.Linear) else second)
+    joined = _module(
+        algebra.merge(_affine(first), _affine(second)), like=first if not isinstance(second, nn.Linear) else second
+    )
     traced.add_submodule(before.target, joined)
     node.replace_all_uses_with(before)
     traced.graph.erase_node(node)

@@ -20,7 +20,7 @@ import functools
 import warnings
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 BLOCK = 1 << 18  # elements: 1 MiB of float32, about one core's second-level cache
 MIN_SLOPE = 1 / 16  # below this, x can't be had back from y without losing digits
@@ -76,22 +76,23 @@ def _slopes(theta, positive, negative):
 class _TwoSlope(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, theta, positive, negative, fused):
-        lowest = 0.0  # the smaller slope; reading it would stall an accelerator's queue
-        if x.is_cpu:
-            lowest = min(s.min().item() for s in _slopes(theta.detach(), positive, negative))
-        blockwise = x.is_cpu and theta.ndim == 0 and _dense(x)
-        blockwise = blockwise and _slopes(theta.item(), positive, negative)[0] > 0
         fused = fused and _can_fuse(x.device.type)
-        if fused:
-            y = _fused("forward")(x, theta, positive, negative)
-        elif blockwise:
-            y = _forward_blocks(x, *_slopes(theta.item(), positive, negative))
-        else:
-            y = formula(x, theta, positive, negative)
-        ctx.args, ctx.fused, ctx.blockwise = (positive, negative), fused, blockwise
+        lowest = highest = 0.0  # of the slopes; reading them would stall an accelerator's queue
+        if x.is_cpu:
+            values = [theta.item()] if theta.ndim == 0 else theta.tolist()
+            lowest = min(min(_slopes(v, positive, negative)) for v in values)
+            highest = min(_slopes(v, positive, negative)[0] for v in values)
+        ctx.args, ctx.fused = (positive, negative), fused
+        ctx.blockwise = not fused and highest > 0 and theta.ndim == 0 and _dense(x)
         # The layer that follows saves y anyway, so saving y costs no memory, as with nn.ReLU;
         # x is then y / slope.
         ctx.from_output = lowest >= MIN_SLOPE
+        if fused:
+            y = _fused("forward")(x, theta, positive, negative)
+        elif ctx.blockwise:
+            y = _forward_blocks(x, *_slopes(values[0], positive, negative))
+        else:
+            y = formula(x, theta, positive, negative)
         ctx.save_for_backward(y if ctx.from_output else x, theta)
         return y
 
@@ -184,15 +185,14 @@ def _flat(x: Tensor) -> Tensor:
 
 def _forward_blocks(x: Tensor, a: float, b: float) -> Tensor:
     x = x.detach()
+    if x.dtype not in (torch.float32, torch.float64):  # torch's kernel computes in float32 inside
+        y = _aten.leaky_relu(x, b / a)
+        return y if a == 1 else y.mul_(a)
     y = torch.empty_like(x)
-    exact = x.dtype in (torch.float32, torch.float64)
     for xs, ys in zip(_flat(x).split(BLOCK), _flat(y).split(BLOCK), strict=True):
-        if not exact:  # round once, at the end
-            ys.copy_(_aten.leaky_relu(xs.float(), b / a).mul_(a))
-        else:
-            _aten.leaky_relu.out(xs, b / a, out=ys)
-            if a != 1:
-                ys.mul_(a)
+        _aten.leaky_relu.out(xs, b / a, out=ys)
+        if a != 1:
+            ys.mul_(a)
     return y
 
 
@@ -200,27 +200,37 @@ def _backward_blocks(g, saved, theta, positive, negative, from_output):
     """dx, dθ. On a block: dx = a·leaky(g), dθ += <g, h(saved)>, where h has the slopes (a1, b1)."""
     a, b = _slopes(theta.item(), positive, negative)
     h_pos, h_neg = (positive[1] / a, negative[1] / b) if from_output else (positive[1], negative[1])
-    exact = saved.dtype in (torch.float32, torch.float64)
-    work = saved.dtype if exact else torch.float32
+    factor = h_pos or h_neg
     if g.stride() != saved.stride():
         g = torch.empty_like(saved).copy_(g)
-    dx = torch.empty_like(saved)
-    h = torch.empty(min(BLOCK, saved.numel()), dtype=work)
-    dtheta = torch.zeros((), dtype=work)
-    for gs, ss, ds in zip(_flat(g).split(BLOCK), _flat(saved).split(BLOCK), _flat(dx).split(BLOCK), strict=True):
-        hs = h[: ss.numel()]
-        if not exact:
-            gs, ss = gs.float(), ss.float()
+
+    def bent(s, out=None):  # h(s) / factor
         if h_pos:
-            _aten.leaky_relu.out(ss, h_neg / h_pos, out=hs)
-            dtheta.add_(torch.dot(gs, hs), alpha=h_pos)
-        else:
-            torch.clamp(ss, max=0, out=hs)
-            dtheta.add_(torch.dot(gs, hs), alpha=h_neg)
-        out = ds if exact else hs
-        _aten.leaky_relu_backward.grad_input(gs, ss, b / a, False, grad_input=out)
+            return (
+                _aten.leaky_relu(s, h_neg / h_pos) if out is None else _aten.leaky_relu.out(s, h_neg / h_pos, out=out)
+            )
+        return torch.clamp(s, max=0) if out is None else torch.clamp(s, max=0, out=out)
+
+    if saved.dtype not in (torch.float32, torch.float64):
+        dx = _aten.leaky_relu_backward(g, saved, b / a, False)
+        return dx if a == 1 else dx.mul_(a), _sum(bent(saved).mul_(g)) * factor
+    dx = torch.empty_like(saved)
+    h = torch.empty(min(BLOCK, saved.numel()), dtype=saved.dtype)
+    dtheta = torch.zeros((), dtype=saved.dtype)
+    for gs, ss, ds in zip(_flat(g).split(BLOCK), _flat(saved).split(BLOCK), _flat(dx).split(BLOCK), strict=True):
+        dtheta.add_(torch.dot(gs, bent(ss, h[: ss.numel()])), alpha=factor)
+        _aten.leaky_relu_backward.grad_input(gs, ss, b / a, False, grad_input=ds)
         if a != 1:
-            out.mul_(a)
-        if not exact:
-            ds.copy_(out)
+            ds.mul_(a)
     return dx, dtheta
+
+
+def _sum(products: Tensor, row: int = 4096) -> Tensor:
+    """The float32 sum of a half-precision tensor: rows inside torch's kernel, then their sums.
+
+    A row's sum is rounded once to half precision, which adds no more noise than rounding the products
+    did, and is several times faster than converting them all.
+    """
+    line = _flat(products)
+    whole = line.numel() // row * row
+    return line[:whole].view(-1, row).sum(1).float().sum() + line[whole:].float().sum()

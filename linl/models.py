@@ -11,6 +11,7 @@ Geometry for 32 pixels: resnet18 has a 3×3 stem and the published max-pool (`st
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ class MLP(nn.Module):
         self.flatten = nn.Flatten()
         widths = [math.prod(input_size), *hidden]
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (a, b) in enumerate(itertools.pairwise(widths)):
             if dropout and i:
                 layers.append(nn.Dropout(dropout))
             layers += _linear(a, b, norm)
@@ -145,9 +146,7 @@ class BasicBlock(nn.Module):
         elif shortcut == "A":
             self.downsample = OptionA(stride, outputs - inputs)
         else:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
         self.act2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,9 +28,7 @@ import pandas as pd
 from linl.data import PROJECT
 from linl.train import atomic
 
-NOT_IN_KEY = frozenset(
-    {"seed", "device", "threads", "overwrite", "results_dir", "data_dir"}
-)
+NOT_IN_KEY = frozenset({"seed", "device", "threads", "overwrite", "results_dir", "data_dir"})
 """Parameters that say where and how a run is done, not what is run."""
 
 _NOT_RECORDED = frozenset({"results_dir", "data_dir", "overwrite"})
@@ -197,9 +195,12 @@ def machine() -> dict[str, Any]:
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         name = lines[0].split(":", 1)[1].strip() if lines else name
     elif platform.system() == "Darwin":
-        name = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
-        ).stdout.strip() or name
+        name = (
+            subprocess.run(
+                ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+            ).stdout.strip()
+            or name
+        )
     return {
         "cpu": name,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -308,7 +309,7 @@ def runs(
 
 
 def mean_sd(values: Sequence[float], digits: int = 2, factor: float = 1.0) -> str:
-    """"mean ± sd" of what isn't missing; the mean alone of one value, "" of none."""
+    """ "mean ± sd" of what isn't missing; the mean alone of one value, "" of none."""
     numbers = [v * factor for v in values if v is not None and math.isfinite(v)]
     if not numbers:
         return ""

@@ -208,7 +208,7 @@ def run(profile: str, cores: int | None = None) -> int:
     wanted = jobs(profile)
     missing = [job for job in wanted if not job.done]
     tables = tables_folder(profile)
-    shown = tables / "linlnet.md"
+    shown = tables / "index.md"
     newest = max((job.result.stat().st_mtime for job in wanted if job.done), default=0.0)
     if missing or not shown.is_file() or shown.stat().st_mtime < newest:
         check_kernel()
@@ -250,6 +250,8 @@ def _show(wanted: list[Job], tables: Path) -> None:
         return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
     for table in sorted(tables.glob("*.md")):
+        if table.name == "index.md":
+            continue
         print(f"\n{table.read_text()}")
     print("executed notebooks:")
     for job in wanted:

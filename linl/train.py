@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from linl.data import _mixed
+from linl.data import mixed_seed
 from linl.units import fuse_kernels_, nonlinearity, param_groups, penalty, project_, units_of
 
 
@@ -95,7 +95,9 @@ def recipe(name: str, epochs: int | None = None, **changes) -> Recipe:
         changes["epochs"] = epochs
     unknown = set(changes) - set(Recipe.__dataclass_fields__)
     if unknown:
-        raise ValueError(f"a recipe has no {', '.join(sorted(unknown))}; it has {', '.join(Recipe.__dataclass_fields__)}")
+        raise ValueError(
+            f"a recipe has no {', '.join(sorted(unknown))}; it has {', '.join(Recipe.__dataclass_fields__)}"
+        )
     made = replace(RECIPES[name], **changes)
     if made.epochs < 1:
         raise ValueError(f"epochs = {made.epochs}: must be at least 1")
@@ -110,7 +112,7 @@ def recipe(name: str, epochs: int | None = None, **changes) -> Recipe:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """"auto" is the first GPU, else Apple's, else the CPU.
+    """ "auto" is the first GPU, else Apple's, else the CPU.
 
     Raises:
         ValueError: a device that this machine doesn't have.
@@ -127,7 +129,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """"auto" is bf16 where the hardware multiplies it, else fp32.
+    """ "auto" is bf16 where the hardware multiplies it, else fp32.
 
     Raises:
         ValueError: neither "auto", "bf16" nor "fp32".
@@ -265,7 +267,7 @@ def fit(
     cuda = [where] if where.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         for epoch in range(resumed, settings.epochs):
-            torch.manual_seed(_mixed(seed, epoch))
+            torch.manual_seed(mixed_seed(seed, epoch))
             row = _one_epoch(net, data, settings, optimizer, peaks, epoch, steps, seed, where, precision)
             row |= _validate(net, data, settings.batch_size, where, precision)
             state.epoch = epoch + 1
@@ -476,7 +478,9 @@ def _resume(folder: Path | None, net, optimizer, identity: dict) -> _State | Non
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"the checkpoint {path} can't be read ({str(error).splitlines()[0]}): delete it to start anew") from error
+        raise ValueError(
+            f"the checkpoint {path} can't be read ({str(error).splitlines()[0]}): delete it to start anew"
+        ) from error
     _refuse_other(path, saved["identity"], identity)
     _load_state(path, net, saved["net"])
     optimizer.load_state_dict(saved["optimizer"])

@@ -34,7 +34,11 @@ def test_depth_is_the_longest_path():
 
 
 def test_side_by_side_with_latency():
-    a, b, x = nn.Sequential(nn.Linear(256, 2048), nn.ReLU()), nn.Sequential(nn.Linear(256, 2), nn.ReLU()), torch.randn(2, 256)
+    a, b, x = (
+        nn.Sequential(nn.Linear(256, 2048), nn.ReLU()),
+        nn.Sequential(nn.Linear(256, 2), nn.ReLU()),
+        torch.randn(2, 256),
+    )
     a.train()
     table = linl.measure(a, b, x, names=["wide", "narrow"], batches=(1, 256), seconds=0.05).table
     assert list(table.index) == ["wide", "narrow"] and (table[["ms_1", "ms_256"]] > 0).all().all()

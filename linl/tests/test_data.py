@@ -116,8 +116,9 @@ def test_folders_of_pictures(tmp_path):
     found = load(f"imagefolder:{tmp_path}", size=32, validation=0.2, workers=0)
     assert found.input_size == (3, 32, 32) and found.num_classes == 2
     assert [found.size(s) for s in ("train", "validation", "test")] == [16, 4, 6]
-    a, b = ([x for x, _ in found.batches("train", 8, seed=0, epoch=e)] for e in (0, 0))
-    assert a[0].shape == (8, 3, 32, 32) and len(a) == 2
+    a, b, c = (torch.cat([x for x, _ in found.batches("train", 8, seed=0, epoch=e)]) for e in (0, 0, 1))
+    assert a.shape == (16, 3, 32, 32)
+    assert torch.equal(a, b) and not torch.equal(a, c), "crops and flips follow from seed and epoch"
     labels = torch.cat([y for _, y in found.batches("test", 4)])
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
     (tmp_path / "val" / "dog").rename(tmp_path / "val" / "wolf")

@@ -147,7 +147,9 @@ def shaken_without_loose(net):
 
 def test_positive_factors_leave_torchs_own_activations():
     """p·LeakyReLU(x) = LeakyReLU(p·x): the factor joins the layer before, through a max-pool as well."""
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.ReLU())
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.ReLU()
+    )
     hard = hardened(net, set())
     x = torch.randn(2, 3, 16, 16, dtype=D)
     small = linl.fold(hard, x)

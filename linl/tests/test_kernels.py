@@ -86,7 +86,7 @@ def test_bf16_parameter_gradient_is_summed_in_float32():
     y.backward(g)
     assert y.dtype == x.grad.dtype == torch.bfloat16 and t.grad.dtype == torch.float32
     assert abs(t.grad.item() - want.item()) <= 1e-3 * abs(want.item())
-    torch.testing.assert_close(x.grad.double(), want_dx, rtol=2**-8, atol=1e-30)
+    torch.testing.assert_close(x.grad.double(), want_dx, rtol=2**-7, atol=1e-30)  # rounded twice
 
 
 def test_saves_its_output_as_relu_does():

@@ -1,0 +1,62 @@
+"""The house: imports one way, a light import, a clean lock, code and notebooks in order."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+from linl.data import PROJECT
+
+ORDER = ["merge", "kernels", "graph", "units", "cost", "folding", "models", "data", "train", "results", "study"]
+"""DESIGN's list, the files of this repository: each may import only from those before it."""
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_go_one_way(name):
+    tree = ast.parse((PROJECT / "linl" / f"{name}.py").read_text())
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "linl":
+            parts = node.module.split(".")
+            imported |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    assert imported <= set(ORDER[: ORDER.index(name)]), f"{name} imports {imported}"
+
+
+def test_every_file_has_its_place():
+    files = {path.stem for path in (PROJECT / "linl").glob("*.py")} - {"__init__"}
+    assert files == set(ORDER)
+
+
+def test_no_file_bears_the_name_of_a_public_function():
+    import linl
+
+    functions = {name for name in linl.__all__ if callable(getattr(linl, name)) and name not in ORDER}
+    assert not functions & set(ORDER)
+
+
+def test_import_is_light():
+    heavy = ("torchvision", "timm", "seaborn", "sklearn", "matplotlib", "scipy", "torch._inductor")
+    code = f"import sys, linl; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_lock_pins_everything_with_hashes_and_names_no_host():
+    text = (PROJECT / "requirements.lock").read_text()
+    assert "://" not in text
+    pins = re.findall(r"^([a-z0-9._-]+)==\S+", text, flags=re.M)
+    blocks = re.split(r"^(?=[a-z0-9])", text, flags=re.M)[1:]
+    assert len(pins) == len(blocks) and all("--hash=sha256:" in block for block in blocks)
+    wanted = re.findall(r'^  "([a-z0-9-]+)>=', (PROJECT / "pyproject.toml").read_text(), flags=re.M)
+    assert len(wanted) >= 14 and set(wanted) <= set(pins)
+    assert {"appnope"} <= set(pins), "macOS's own packages are in it as well"
+
+
+def test_ruff_is_content_with_code_and_notebooks():
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "."], capture_output=True, text=True, check=False, cwd=PROJECT
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
