@@ -23,10 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from linl.data import PROJECT
 from linl.results import ParameterError, record, results_folder, run_folder
+from linl.train import atomic
 
 _BLOCK = {"notebook", "with", "each", "seeds", "threads"}
 
@@ -271,6 +273,31 @@ def make_tables(source: str = "records", profile: str = "", out: Path | None = N
     executed.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("papermill").setLevel(logging.WARNING)
     papermill.execute_notebook(PROJECT / "notebooks" / "tables.ipynb", executed, params, progress_bar=False)
+    if source == "records" and (out / "linlnet.csv").is_file() and out == PROJECT / "results" / "tables":
+        _table_into_readme(out / "linlnet.csv", PROJECT / "README.md")
+
+
+README_COLUMNS = [
+    "network",
+    "data",
+    "schedule",
+    "ReLU %",
+    "LiNL %",
+    "paper LiNL %",
+    "linear layers",
+    "last p",
+    "parameters",
+]
+
+
+def _table_into_readme(csv: Path, readme: Path) -> None:
+    """The README's table is the committed one, some columns of it."""
+    table = pd.read_csv(csv, dtype=str, keep_default_na=False)[README_COLUMNS]
+    head, rest = readme.read_text().split("<!-- linlnet: made by `make tables` -->")
+    tail = rest.split("<!-- end -->", 1)[1]
+    shown = table.to_markdown(index=False, disable_numparse=True)
+    with atomic(readme) as part:
+        part.write_text(f"{head}<!-- linlnet: made by `make tables` -->\n{shown}\n<!-- end -->{tail}")
 
 
 def main(arguments: list[str] | None = None) -> int:

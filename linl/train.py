@@ -152,6 +152,42 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+@contextlib.contextmanager
+def fp32_where_bf16_is_slow(net: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
+    """Some depthwise convolutions leave bf16 autocast while this lasts (CPU only).
+
+    torch's CPU library has no fast bf16 backward pass for depthwise convolutions with a stride (24 times
+    slower than in float32 for 72 channels of 32×32 pixels, 3×3, stride 2) or with 5×5 kernels (2 times).
+    """
+    hooks = []
+    if device.type == "cpu" and precision == "bf16":
+        for module in net.modules():
+            depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+            if depthwise and (max(module.stride) > 1 or max(module.kernel_size) >= 5):
+                hooks.append(module.register_forward_pre_hook(_leave_autocast))
+                hooks.append(module.register_forward_hook(_enter_autocast))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _leave_autocast(module: nn.Module, inputs: tuple) -> tuple | None:
+    module.left_autocast = torch.is_autocast_enabled("cpu")  # not while evaluating in float32
+    if not module.left_autocast:
+        return None
+    torch.set_autocast_enabled("cpu", False)
+    return (inputs[0].float(),)
+
+
+def _enter_autocast(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+    if not module.left_autocast:
+        return output
+    torch.set_autocast_enabled("cpu", True)
+    return output.bfloat16()
+
+
 def keep_freed_memory() -> bool:
     """Asks glibc to keep freed blocks for the next step instead of returning them to the system.
 
@@ -265,7 +301,7 @@ def fit(
         print(f"resumed after epoch {resumed} of {settings.epochs}", flush=True)
     steps = max(1, data.size("train") // min(settings.batch_size, data.size("train")))
     cuda = [where] if where.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=cuda), fp32_where_bf16_is_slow(net, where, precision):
         for epoch in range(resumed, settings.epochs):
             torch.manual_seed(mixed_seed(seed, epoch))
             row = _one_epoch(net, data, settings, optimizer, peaks, epoch, steps, seed, where, precision)

@@ -60,3 +60,13 @@ def test_ruff_is_content_with_code_and_notebooks():
             [sys.executable, "-m", "ruff", *command, "."], capture_output=True, text=True, check=False, cwd=PROJECT
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readmes_table_is_the_committed_one():
+    import pandas as pd
+
+    from linl.study import README_COLUMNS
+
+    shown = (PROJECT / "README.md").read_text().split("made by `make tables` -->")[1].split("<!-- end -->")[0]
+    table = pd.read_csv(PROJECT / "results" / "tables" / "linlnet.csv", dtype=str, keep_default_na=False)
+    assert shown.strip() == table[README_COLUMNS].to_markdown(index=False, disable_numparse=True)

@@ -238,3 +238,26 @@ def test_evaluate_counts_what_it_says():
     score = evaluate(oracle, digits, batch_size=50)
     assert score.accuracy == pytest.approx((digits.test[1] % 2 == 0).float().mean().item())
     assert score.top5 == 1 and score.images == len(digits.test[1]) and not math.isnan(score.loss)
+
+
+def test_slow_bf16_convolutions_run_in_float32():
+    """Depthwise with a stride or 5×5: float32 inside, bf16 outside, and no trace afterwards."""
+    from linl.train import autocast, fp32_where_bf16_is_slow
+
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(8, 8, 3, 2, 1, groups=8), torch.nn.Conv2d(8, 8, 5, 1, 2, groups=8), torch.nn.Conv2d(8, 4, 1)
+    )
+    x, cpu = torch.randn(2, 8, 9, 9), torch.device("cpu")
+    exact = net[1](net[0](x).bfloat16().float()).bfloat16()
+    seen = []
+    net[2].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with fp32_where_bf16_is_slow(net, cpu, "bf16"):
+        with autocast(cpu, "bf16"):
+            y = net(x)
+        net(x)  # an evaluation in float32 in between
+    assert torch.equal(seen[0], exact) and y.dtype == torch.bfloat16 and seen[1].dtype == torch.float32
+    y.float().sum().backward()
+    with autocast(cpu, "bf16"):
+        net(x)
+    assert not torch.equal(seen[2], exact), "the hooks are gone"
+    assert not torch.is_autocast_enabled("cpu")
