@@ -5,7 +5,6 @@
 # killed run leaves none, and its checkpoints stay for the next start. Notebooks are `ancient`: a corrected
 # sentence doesn't redo days of training.
 import json
-import os
 import sys
 
 from linl import study
@@ -13,7 +12,6 @@ from linl import study
 PROFILE = config.get("profile", "quick")
 JOBS = {str(job.folder): job for job in study.jobs(PROFILE)}
 TABLES = str(study.tables_folder(PROFILE))
-OPEN = [folder for folder, job in JOBS.items() if not job.done]
 
 
 def job_of(wildcards):

@@ -78,10 +78,19 @@ def parameters(namespace: dict[str, Any]) -> dict[str, Any]:
 
 def key_of(params: dict[str, Any]) -> str:
     """network-dataset-profile and eight digits of a hash over all parameters that say what is run."""
-    counted = {k: v for k, v in sorted(params.items()) if k not in NOT_IN_KEY}
+    counted = {k: v for k, v in sorted(without_paths(params).items()) if k not in NOT_IN_KEY}
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:8]
-    words = [str(params[k]) for k in ("network", "dataset", "profile") if params.get(k)]
-    return "-".join(w.replace("/", "_").replace(":", "_") for w in [*words, digest])
+    words = [str(counted[k]) for k in ("network", "dataset", "profile") if counted.get(k)]
+    return "-".join(w.replace(":", "_") for w in [*words, digest])
+
+
+def without_paths(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters as they are told to others: of a folder of pictures only its name."""
+    told = {k: v for k, v in params.items() if k not in _NOT_RECORDED}
+    kind, _, path = str(told.get("dataset", "")).partition(":")
+    if path:
+        told["dataset"] = f"{kind}:{Path(path).name}"
+    return told
 
 
 def results_folder(results_dir: str | Path | None = None) -> Path:
@@ -173,9 +182,8 @@ def begin(experiment: str, params: dict[str, Any]) -> Run:
     folder = run_folder(experiment, params)
     if params.get("overwrite") and folder.exists():
         shutil.rmtree(folder)
-    told = {k: v for k, v in params.items() if k not in _NOT_RECORDED}
     with atomic(folder / "params.json") as part:
-        part.write_text(json.dumps(told, indent=1) + "\n")
+        part.write_text(json.dumps(without_paths(params), indent=1) + "\n")
     return Run(experiment, params, folder)
 
 

@@ -49,7 +49,8 @@ def test_a_key_says_what_is_run_not_how():
         assert key_of({**base, name: value}) == key
     assert key_of({**base, "epochs": 11}) != key and key_of({**base, "width": 0.5}) != key
     assert key_of(dict(reversed(base.items()))) == key
-    assert key_of({**base, "dataset": "imagefolder:/a/b"}).startswith("mlp-imagefolder__a_b-quick-")
+    there, here = (key_of({**base, "dataset": f"imagefolder:/{where}/imagenette"}) for where in ("a/b", "c"))
+    assert here == there and here.startswith("mlp-imagefolder_imagenette-quick-"), "the folder's place is no setting"
 
 
 def begun(**extra):
