@@ -88,7 +88,7 @@ class _TwoSlope(torch.autograd.Function):
         # x is then y / slope.
         ctx.from_output = lowest >= MIN_SLOPE
         if fused:
-            y = _fused("forward")(x, theta, positive, negative)
+            y = _fused("forward")(x, _packed(theta, *_slopes(theta, positive, negative)))
         elif ctx.blockwise:
             y = _forward_blocks(x, *_slopes(values[0], positive, negative))
         else:
@@ -104,7 +104,9 @@ class _TwoSlope(torch.autograd.Function):
         args = (*ctx.args, ctx.from_output)
         saved, theta = saved.detach(), theta.detach()
         if ctx.fused:
-            dx, dtheta = _fused("backward")(g, saved, theta, *args)
+            slopes = _slopes(theta, *ctx.args)
+            bends = [d / s if ctx.from_output else d for (_, d), s in zip(ctx.args, slopes, strict=True)]
+            dx, dtheta = _fused("backward")(g, saved, _packed(theta, *slopes, *bends))
         elif ctx.blockwise and g.dtype == saved.dtype:
             dx, dtheta = _backward_blocks(g, saved, theta, *args)
         else:
@@ -131,35 +133,56 @@ def _summed(x: Tensor, theta: Tensor) -> list[int]:
     return [d for d in range(x.ndim) if theta.ndim == 0 or d != 1]
 
 
-# --- whole tensors: the source that torch.compile fuses, and the eager path without a CPU ---------
+# --- whole tensors, eager ---------------------------------------------------------------------------
 
 
 def _backward(g, saved, theta, positive, negative, from_output):
     t = theta.view(-1, *[1] * (saved.ndim - 2)) if theta.ndim else theta
-    wide = torch.promote_types(saved.dtype, torch.float32)
     a, b = _slopes(t, positive, negative)
-    s, gw = saved.to(wide), g.to(wide)
+    bends = (positive[1] / a, negative[1] / b) if from_output else (positive[1], negative[1])
+    wide = torch.promote_types(saved.dtype, torch.float32)
+    s, g = saved.to(wide), g.to(wide)
     on = s > 0
-    dx = torch.where(on, gw * a, gw * b).to(saved.dtype)
-    if from_output:  # the division by the slope can wait until after the sum where it is one number
-        each = gw * s * torch.where(on, positive[1] / a, negative[1] / b)
-    else:
-        each = gw * s * torch.where(on, positive[1], negative[1])
-    return dx, each.sum(_summed(saved, theta))
+    dx = torch.where(on, g * a, g * b).to(saved.dtype)
+    return dx, (g * s * torch.where(on, *bends)).sum(_summed(saved, theta))
+
+
+# --- whole tensors, compiled ------------------------------------------------------------------------
+
+
+def _packed(theta: Tensor, *values: Tensor | float) -> Tensor:
+    """The few numbers that a kernel needs as one tensor (n, *theta.shape), worked out beforehand: in the
+    kernel they would be worked out again for every vector of elements."""
+    return torch.stack([v if isinstance(v, Tensor) else torch.full_like(theta, v) for v in values])
+
+
+def _compiled_forward(x: Tensor, slopes: Tensor) -> Tensor:
+    a, b = slopes.view(2, -1, *[1] * (x.ndim - 2)) if slopes.ndim == 2 else slopes
+    wide = torch.promote_types(x.dtype, torch.float32)
+    s = x.to(wide)
+    return torch.where(s > 0, s * a, s * b).to(x.dtype)
+
+
+def _compiled_backward(g: Tensor, saved: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    a, b, up, down = numbers.view(4, -1, *[1] * (saved.ndim - 2)) if numbers.ndim == 2 else numbers
+    wide = torch.promote_types(saved.dtype, torch.float32)
+    s, g = saved.to(wide), g.to(wide)
+    on = s > 0
+    dx = (g * torch.where(on, a, b)).to(saved.dtype)
+    return dx, (g * s * torch.where(on, up, down)).sum(_summed(saved, numbers[0]))
 
 
 @functools.cache
 def _fused(half: str):
     torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
-    return torch.compile({"forward": formula, "backward": _backward}[half], dynamic=True)
+    return torch.compile({"forward": _compiled_forward, "backward": _compiled_backward}[half], dynamic=True)
 
 
 @functools.cache
 def _can_fuse(device: str) -> bool:
     """Whether torch.compile works here; tried once on a small tensor, a failure is said once."""
     try:
-        x, theta = torch.ones(2, 3, device=device), torch.ones((), device=device)
-        _fused("forward")(x, theta, (0.0, 1.0), (-1.0, 2.0))
+        _fused("forward")(torch.ones(2, 3, device=device), torch.ones(2, device=device))
     except Exception as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         warnings.warn(f"fused unit kernels can't be compiled here ({why}): eager ones are used", stacklevel=2)
