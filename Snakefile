@@ -37,7 +37,7 @@ rule run:
         values=lambda w, threads: json.dumps({**job_of(w).params, "threads": threads}),
         python=sys.executable,
     shell:
-        "OMP_NUM_THREADS={threads} {params.python} -m papermill {input.notebook:q} {wildcards.folder:q}/notebook.ipynb"
+        "OMP_NUM_THREADS={threads} {params.python:q} -m papermill {input.notebook:q} {wildcards.folder:q}/notebook.ipynb"
         " --no-progress-bar --log-output --autosave-cell-every 30 -y {params.values:q} > {log:q} 2>&1"
 
 
@@ -51,4 +51,4 @@ rule tables:
         tables=TABLES,
         profile=PROFILE,
     shell:
-        "{params.python} -m linl.study tables --source runs --profile {params.profile} --out {params.tables:q}"
+        "{params.python:q} -m linl.study tables --source runs --profile {params.profile:q} --out {params.tables:q}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,12 +78,16 @@ def _static(net: nn.Module, example: Tensor) -> dict:
         net(example)
     for module, training in modes:
         module.training = training
-    traced = trace(net)
+    try:
+        traced = trace(net)
+        layers, places = depth(traced), len(activation_sites(traced))
+    except ValueError:  # a network that can't be written as a graph still has parameters and a latency
+        layers = places = math.nan
     return {
         "parameters": sum(p.numel() for p in {id(p): p for p in net.parameters()}.values()),
         "gmacs": counter.get_total_flops() / 2 / 1e9 / len(example),
-        "depth": depth(traced),
-        "activations": len(activation_sites(traced)),
+        "depth": layers,
+        "activations": places,
         "mbytes": sum(t.numel() * t.element_size() for t in tensors.values()) / 1e6,
     }
 

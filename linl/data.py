@@ -11,6 +11,7 @@ the current folder and the project's. What torchvision can fetch is downloaded t
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,13 @@ class Images:
     def size(self, split: str) -> int:
         """Number of images in "train", "validation" or "test"."""
         return len(getattr(self, split)[1])
+
+    def fingerprint(self) -> str:
+        """Short text that differs for different training data."""
+        images, labels = (t.cpu() for t in self.train)
+        pixels = images[:: max(1, len(labels) // 100)]
+        digest = zlib.crc32(labels.numpy().tobytes() + pixels.contiguous().numpy().tobytes())
+        return f"{self.name} {len(labels)}x{self.input_size} {digest:08x}"
 
     def to(self, device: str | torch.device) -> Images:
         """The same data on another device."""
@@ -230,11 +238,17 @@ class ImageFolderData:
         }
         if self.limit:  # a spread over all classes, since files are ordered by class
             for split, index in self._index.items():
-                self._index[split] = index[:: max(1, len(index) // self.limit)][: self.limit]
+                count = min(self.limit, len(index))
+                self._index[split] = [index[i * len(index) // count] for i in range(count)]
 
     def size(self, split: str) -> int:
         """Number of images in "train", "validation" or "test"."""
         return len(self._index[split])
+
+    def fingerprint(self) -> str:
+        """Short text that differs for different training data."""
+        files = " ".join(Path(path).name for path, _ in self._train.samples)
+        return f"{self.name} {self.size('train')}x{self.input_size} {zlib.crc32(files.encode()):08x}"
 
     def to(self, device: str | torch.device) -> ImageFolderData:
         """The same data, its batches arriving on another device."""
@@ -330,9 +344,13 @@ def load(
         raise ValueError(f"unknown data set {name!r}: choose from {', '.join(SOURCES)} (imagefolder:PATH for your own)")
     if not 0 <= validation < 1:
         raise ValueError(f"validation = {validation}: a share of the training images, at least 0 and below 1")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit = {limit}: at least 1 image, or None for all")
+    if size is not None and size < 1:
+        raise ValueError(f"size = {size}: at least 1 pixel, or None to leave images as they are")
     source = SOURCES[kind]
     if source.loader == "imagefolder":
-        where = [Path(path)] if path else [folder / "imagenet" for folder in folders(root)]
+        where = [Path(path).expanduser()] if path else [folder / "imagenet" for folder in folders(root)]
         return ImageFolderData.find(where, source, size or 224, validation, seed, limit, workers)
     train, test = _digits() if source.loader == "digits" else _torchvision(source, root, download)
     train, validating = _split(train, validation, seed)

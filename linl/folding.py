@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from linl import merge as algebra
-from linl.graph import is_activation, is_norm_act, trace
+from linl.graph import input_of, is_activation, is_norm_act, shapes, trace
 from linl.units import FixedTwoSlope, units_of
 
 OBJECTIVES = ("latency", "parameters", "macs", "depth")
@@ -96,11 +96,12 @@ def fold(net: nn.Module, example: Tensor, border: str = "exact", objective: str 
         raise ValueError(f"{len(units_of(net))} trainable units are left: call linl.harden(net) first")
     traced = trace(net)
     with torch.no_grad():
-        traced(example)
+        traced.known_shapes = shapes(traced, example)
         _drop_nothings(traced)
         rows = _merge_norms(traced)
         rows += _merge_dense(traced, objective)
     rows += _left_over(traced)
+    del traced.known_shapes
     traced.delete_all_unused_submodules()
     traced.graph.lint()
     traced.recompile()
@@ -123,6 +124,8 @@ def verify(net: nn.Module, other: nn.Module, example: Tensor, tolerance: float =
 
 def _affine(module: nn.Module) -> algebra.Affine | None:
     """The record of a layer, None for what isn't affine (or not in a way that `merge` knows)."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return None  # somebody listens there, or changes something
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         if module.running_mean is None or (is_norm_act(module) and not isinstance(module.act, nn.Identity)):
             return None
@@ -168,8 +171,9 @@ def _called(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 def _uses(traced: fx.GraphModule) -> dict[str, int]:
     counts: dict[str, int] = {}
     for node in traced.graph.nodes:
-        if node.op == "call_module":
-            counts[node.target] = counts.get(node.target, 0) + 1
+        owner = node.target.rpartition(".")[0] if node.op == "get_attr" else node.target  # a weight read directly
+        if node.op in ("call_module", "get_attr"):
+            counts[owner] = counts.get(owner, 0) + 1
     return counts
 
 
@@ -180,17 +184,17 @@ def _drop_nothings(traced: fx.GraphModule) -> None:
     """Identities and (in evaluation) dropout leave the graph."""
     for node in list(traced.graph.nodes):
         if isinstance(_called(traced, node), _NOTHINGS):
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(input_of(node))
             traced.graph.erase_node(node)
 
 
 def _flat_between(traced: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """The node before `node`, skipping flattening of what is already flat (after a dense layer)."""
-    source = node.args[0] if node.args else None
+    source, known = input_of(node), traced.known_shapes
     while isinstance(source, fx.Node) and len(source.users) == 1 and _is_flatten(traced, source):
-        before = source.args[0]
-        if not isinstance(_called(traced, before), nn.Linear):
-            return None
+        before = input_of(source)
+        if known[before] != known[source]:
+            return None  # it moves numbers about
         source = before
     return source if isinstance(source, fx.Node) else None
 
@@ -203,7 +207,7 @@ def _merge_norms(traced: fx.GraphModule) -> list[dict]:
     """BatchNorms and fixed factors into the layer before."""
     rows = []
     for node in list(traced.graph.nodes):
-        module, before = _called(traced, node), node.args[0] if node.args else None
+        module, before = _called(traced, node), input_of(node)
         if isinstance(module, FixedTwoSlope):
             _absorb_factor(traced, node, before)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -230,8 +234,8 @@ def _why_not(traced: fx.GraphModule, before: fx.Node | None, node: fx.Node) -> s
         return "a layer that is used more than once"
     if len(before.users) > 1:
         return "the value in between is used elsewhere too"
-    if isinstance(first, nn.Linear) and isinstance(_called(traced, node), nn.BatchNorm1d) is False:
-        return "a BatchNorm of images after a dense layer"
+    if isinstance(first, nn.Linear) and len(traced.known_shapes[before]) != 2:
+        return "a BatchNorm over another axis than the dense layer's outputs"
     return ""
 
 
@@ -242,6 +246,7 @@ def _join(traced: fx.GraphModule, before: fx.Node, node: fx.Node) -> None:
         algebra.merge(_affine(first), _affine(second)), like=first if not isinstance(second, nn.Linear) else second
     )
     traced.add_submodule(before.target, joined)
+    traced.known_shapes[before] = traced.known_shapes[node]
     node.replace_all_uses_with(before)
     traced.graph.erase_node(node)
 
@@ -265,11 +270,13 @@ def _split_norm_act(traced: fx.GraphModule, node: fx.Node, before: fx.Node) -> s
 def _absorb_factor(traced: fx.GraphModule, node: fx.Node, before: fx.Node) -> None:
     """positive·leaky(x) = leaky(positive·x): the factor joins the layer before, torch's LeakyReLU stays."""
     module = _called(traced, node)
+    if _uses(traced)[node.target] > 1 or not isinstance(before, fx.Node):
+        return
     while isinstance(_called(traced, before), nn.MaxPool1d | nn.MaxPool2d) and len(before.users) == 1:
-        before = before.args[0]  # a positive factor passes through a max
+        before = input_of(before)  # a positive factor passes through a max
     first = _called(traced, before)
     record = _affine(first) if first is not None else None
-    single = _uses(traced).get(getattr(before, "target", None)) == 1 and len(before.users) == 1
+    single = _uses(traced).get(before.target) == 1 and len(before.users) == 1
     if module.positive.ndim or not single or not isinstance(record, algebra.Dense | algebra.Conv):
         return
     positive, negative = module.positive.double(), module.negative.double()
@@ -297,10 +304,10 @@ def _merge_dense(traced: fx.GraphModule, objective: str) -> list[dict]:
             return rows
         _, _, before, node = min(pairs)
         row = _row(traced, before, node, "")
-        between = node.args[0]
+        between = input_of(node)
         _join(traced, before, node)
         while between is not before:  # flattening of what was flat
-            between, gone = between.args[0], between
+            between, gone = input_of(between), between
             gone.replace_all_uses_with(between)
             traced.graph.erase_node(gone)
         row["weights_after"] = _called(traced, before).weight.numel()
@@ -311,6 +318,8 @@ def _pair_trouble(traced: fx.GraphModule, before: fx.Node, node: fx.Node) -> str
     uses = _uses(traced)
     if uses[before.target] > 1 or uses[node.target] > 1:
         return "a layer that is used more than once"
+    if any(_affine(_called(traced, each)) is None for each in (before, node)):
+        return "a layer with a hook on it"
     return "the value in between is used elsewhere too" if len(before.users) > 1 else ""
 
 
@@ -321,10 +330,10 @@ def _left_over(traced: fx.GraphModule) -> list[dict]:
         second = _called(traced, node)
         if not isinstance(second, nn.Linear | nn.Conv1d | nn.Conv2d):
             continue
-        source, passed = (node.args[0] if node.args else None), []
+        source, passed = input_of(node), []
         while isinstance(source, fx.Node) and (reason := _obstacle(traced, source)):
             passed.append(reason)
-            source = source.args[0] if source.args and isinstance(source.args[0], fx.Node) else None
+            source = input_of(source) if isinstance(input_of(source), fx.Node) else None
         first = _called(traced, source) if source is not None else None
         if not isinstance(first, nn.Linear | nn.Conv1d | nn.Conv2d):
             continue

@@ -8,6 +8,8 @@ linear, what may be merged) asks this file. A traced network is a `torch.fx.Grap
 from __future__ import annotations
 
 import copy
+import inspect
+import operator
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +35,7 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
 _FUNCTIONS: dict[Any, type[nn.Module]] = {
     torch.relu: nn.ReLU, torch.relu_: nn.ReLU, F.relu: nn.ReLU, F.relu_: nn.ReLU, F.relu6: nn.ReLU6,
     F.leaky_relu: nn.LeakyReLU, F.leaky_relu_: nn.LeakyReLU, F.elu: nn.ELU, F.elu_: nn.ELU,
+    torch.selu: nn.SELU, torch.celu: nn.CELU, torch.special.expit: nn.Sigmoid,
     F.selu: nn.SELU, F.celu: nn.CELU, F.gelu: nn.GELU, F.silu: nn.SiLU, F.mish: nn.Mish,
     F.hardswish: nn.Hardswish, F.hardsigmoid: nn.Hardsigmoid, F.hardtanh: nn.Hardtanh,
     F.sigmoid: nn.Sigmoid, torch.sigmoid: nn.Sigmoid, torch.sigmoid_: nn.Sigmoid,
@@ -50,6 +53,7 @@ _METHODS: dict[str, type[nn.Module]] = {
 _UNNAMED = {
     torch.clamp, torch.clamp_, torch.clip, torch.clamp_min, torch.clamp_max, torch.maximum, torch.minimum,
     torch.where, torch.abs, F.threshold, F.threshold_, F.rrelu, F.rrelu_, F.prelu, F.glu, F.hardtanh_,
+    torch.rrelu, torch.threshold, torch.abs_, operator.abs, abs, "clamp_min_", "clamp_max_", "abs_",
     "clamp", "clamp_", "clip", "clip_", "clamp_min", "clamp_max", "maximum", "minimum", "where", "abs",
 }  # fmt: skip
 """Operations that bend a signal but are not an activation we can stand in for: named, never skipped."""
@@ -93,6 +97,8 @@ class Tracer(fx.Tracer):
     timm's BatchNormAct2d would never train again, and StochasticDepth never be switched off.
     """
 
+    proxy_buffer_attributes = True  # buffers stay attributes, they are not frozen into constants
+
     def __init__(self) -> None:
         functions: tuple = ()
         features = sys.modules.get("timm.models._features_fx")
@@ -125,15 +131,12 @@ def trace(net: nn.Module) -> fx.GraphModule:
         UntraceableError: control flow that depends on data, or a forward that does different things in
             training and evaluation in a way that one graph can't hold.
     """
-    net = clone(net)
     if isinstance(net, fx.GraphModule):
-        return net
+        return clone(net)
     modes = {name: module.training for name, module in net.named_modules()}
-    graphs = []
-    for training in (True, False):
-        net.train(training)
-        graphs.append(_graph(net))
-    for name in _dropout_to_modules(net, *graphs):
+    copies = [clone(net).train(training) for training in (True, False)]
+    graphs = [_graph(each) for each in copies]
+    for name in _dropout_to_modules(copies, graphs):
         modes[name] = modes[""]
     sources = [graph.python_code("self").src.splitlines() for graph in graphs]
     if sources[0] != sources[1]:
@@ -142,6 +145,7 @@ def trace(net: nn.Module) -> fx.GraphModule:
             f"{type(net).__name__} computes something else in training than in evaluation, from `{differ}` on: "
             "one graph can't hold both. Switch that branch off (auxiliary classifiers: aux_logits=False)."
         )
+    net = copies[1]
     traced = fx.GraphModule(net, graphs[1], type(net).__name__)
     for name, module in traced.named_modules():
         module.training = modes.get(name, modes[""])
@@ -164,8 +168,10 @@ def clone(net: nn.Module) -> nn.Module:
 
 
 def _graph(net: nn.Module) -> fx.Graph:
+    later = list(inspect.signature(net.forward).parameters.values())[1:]  # optional arguments keep their defaults
+    defaults = {p.name: p.default for p in later if p.default is not inspect.Parameter.empty}
     try:
-        return Tracer().trace(net)
+        return Tracer().trace(net, defaults or None)
     except Exception as error:
         why = (str(error).splitlines() or [repr(error)])[0]
         raise UntraceableError(
@@ -174,25 +180,38 @@ def _graph(net: nn.Module) -> fx.Graph:
         ) from error
 
 
-def _dropout_to_modules(net: nn.Module, *graphs: fx.Graph) -> list[str]:
-    """Functional dropout, whose `training` was frozen by tracing, becomes nn.Dropout in every graph."""
-    kinds = {F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d}
+_DROPOUTS = {F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d}
+
+
+def _dropout_to_modules(nets: list[nn.Module], graphs: list[fx.Graph]) -> list[str]:
+    """Functional dropout that follows the mode becomes nn.Dropout, in both graphs alike.
+
+    Tracing froze its `training` argument; one that is the same in both modes (switched off, or on for
+    good) is left as it is.
+    """
+    pairs = zip(*[[n for n in graph.nodes if n.target in _DROPOUTS] for graph in graphs], strict=False)
     names = []
-    for graph in graphs:
-        for node in list(graph.nodes):
-            if node.op != "call_function" or node.target not in kinds:
-                continue
-            p = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
-            name = free_name(net, node.name) if node.name not in names else node.name
-            if name not in names:
-                net.add_module(name, kinds[node.target](p))
-                names.append(name)
-            source = node.args[0] if node.args else node.kwargs["input"]
-            with graph.inserting_before(node):
-                new = graph.call_module(name, (source,))
+    for pair in pairs:
+        if [_argument(node, 2, "training", True) for node in pair] != [True, False]:
+            continue
+        name = free_name(nets[0], "dropout")
+        names.append(name)
+        for net, node in zip(nets, pair, strict=True):
+            net.add_module(name, _DROPOUTS[node.target](_argument(node, 1, "p", 0.5)).train(net.training))
+            with node.graph.inserting_before(node):
+                new = node.graph.call_module(name, (input_of(node),))
             node.replace_all_uses_with(new)
-            graph.erase_node(node)
+            node.graph.erase_node(node)
     return names
+
+
+def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    return node.kwargs.get(name, node.args[place] if len(node.args) > place else default)
+
+
+def input_of(node: fx.Node) -> Any:
+    """A call's first argument, given by position or as `input=`."""
+    return node.args[0] if node.args else node.kwargs.get("input")
 
 
 def free_name(net: nn.Module, name: str) -> str:
@@ -225,6 +244,8 @@ def activation_sites(traced: fx.GraphModule) -> list[Site]:
         site, trouble = None, ""
         if node.op == "call_module":
             module = modules[node.target]
+            if isinstance(module, _HIDING) or (getattr(module, "apply_act", False) and not is_norm_act(module)):
+                trouble = f"{type(module).__name__} has its activation inside"
             calls[node.target] = calls.get(node.target, 0) + 1
             if is_activation(module):
                 site = Site(node, node.target, module)
@@ -241,13 +262,15 @@ def activation_sites(traced: fx.GraphModule) -> list[Site]:
             trouble = f"{_where(node)} is no activation that a unit can stand in for"
         elif node.op.startswith("call") and _is_relu_clamp(node):
             site = Site(node, _where(node), nn.ReLU())
-        if site and not trouble and not node.users and _in_place(site.module, node):
-            trouble = "works in place and its result is not used"
+        if site and not trouble and _in_place(site.module, node):
+            trouble = _in_place_trouble(node)
         if trouble:
-            refused.append(f"{site.name if site else node.name} ({trouble})")
+            name = site.name if site else node.target if node.op == "call_module" else node.name
+            refused.append(f"{name} ({trouble})")
         elif site:
             name, n = site.name, 0
-            while name in taken or (n and name in modules):
+            own = node.op == "call_module"  # the first call of a module keeps its name
+            while name in taken or ((n or not own) and name in modules):
                 n += 1
                 name = f"{site.name}_{n}"
             taken.add(name)
@@ -255,6 +278,24 @@ def activation_sites(traced: fx.GraphModule) -> list[Site]:
     if refused:
         raise ValueError(f"activations that can't be replaced: {'; '.join(refused)}")
     return found
+
+
+_HIDING = (nn.GLU, nn.RNNBase, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+"""Layers of torch with activations inside that no unit can replace."""
+
+
+def _in_place_trouble(node: fx.Node) -> str:
+    """Why an in-place activation can't be replaced by a unit, which works out of place; "" if it can."""
+    if not node.users:
+        return "works in place and its result is not used"
+    source, order = input_of(node), {n: i for i, n in enumerate(node.graph.nodes)}
+    views = {"view", "reshape", "flatten", "squeeze", "unsqueeze", "transpose", "permute", operator.getitem,
+             torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.transpose, torch.permute}  # fmt: skip
+    while isinstance(source, fx.Node) and source.target in views:
+        source = input_of(source)
+        if any(order[user] > order[node] for user in source.users):
+            return "works in place on a view of something that is used later"
+    return ""
 
 
 def _functional(node: fx.Node, cls: type[nn.Module]) -> Site | None:
@@ -294,11 +335,14 @@ def replace_activations(traced: fx.GraphModule, sites: list[Site], units: list[n
         if site.inner:
             setattr(traced.get_submodule(site.node.target), site.inner, unit)
             continue
-        source = site.node.args[0] if site.node.args else site.node.kwargs["input"]
-        if _in_place(site.module, site.node):  # whoever reads the input later sees it changed: keep that
-            for user in list(source.users):
+        source = alias = input_of(site.node)
+        while _in_place(site.module, site.node):  # whoever reads the input later sees it changed: keep that
+            for user in list(alias.users):
                 if user is not site.node and order.get(user, -1) > order[site.node]:
-                    user.replace_input_with(source, site.node)
+                    user.replace_input_with(alias, site.node)
+            if alias.op != "call_module" or not isinstance(traced.get_submodule(alias.target), nn.Identity):
+                break
+            alias = input_of(alias)
         traced.add_submodule(site.name, unit)
         with graph.inserting_before(site.node):
             new = graph.call_module(site.name, (source,))

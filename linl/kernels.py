@@ -117,7 +117,7 @@ class _TwoSlope(torch.autograd.Function):
 def _differentiable_backward(ctx, g, saved, theta):
     if ctx.from_output:
         a, b = _slopes(theta.view(-1, *[1] * (saved.ndim - 2)) if theta.ndim else theta, *ctx.args)
-        saved = torch.where(saved > 0, saved / a, saved / b).detach()
+        saved = torch.where(saved > 0, saved / a, saved / b)
     wide = torch.promote_types(saved.dtype, torch.float32)
     x = saved.to(wide)
     t = theta.view(-1, *[1] * (x.ndim - 2)) if theta.ndim else theta
@@ -208,6 +208,8 @@ def _flat(x: Tensor) -> Tensor:
 
 def _forward_blocks(x: Tensor, a: float, b: float) -> Tensor:
     x = x.detach()
+    if b == 0:  # a ReLU, and 0 for -inf as well
+        return torch.relu(x) if a == 1 else torch.relu(x).mul_(a)
     if x.dtype not in (torch.float32, torch.float64):  # torch's kernel computes in float32 inside
         y = _aten.leaky_relu(x, b / a)
         return y if a == 1 else y.mul_(a)
@@ -255,5 +257,7 @@ def _sum(products: Tensor, row: int = 4096) -> Tensor:
     did, and is several times faster than converting them all.
     """
     line = _flat(products)
+    if products.dtype != torch.bfloat16:  # float16 could overflow within a row
+        return line.sum(dtype=torch.float32)
     whole = line.numel() // row * row
     return line[:whole].view(-1, row).sum(1).float().sum() + line[whole:].float().sum()

@@ -220,6 +220,8 @@ def _vgg(name):
 
 def _resnet18(size, classes, width, stem=None, shortcut="B"):
     stem = stem or ("imagenet" if size[-1] >= 64 else "linlnet")
+    if stem not in ("linlnet", "cifar", "imagenet"):
+        raise ValueError(f'stem={stem!r}: choose "linlnet", "cifar" or "imagenet"')
     return ResNet((2, 2, 2, 2), 64, stem, _shortcut(shortcut), size[0], classes, width)
 
 

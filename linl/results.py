@@ -97,7 +97,7 @@ def results_folder(results_dir: str | Path | None = None) -> Path:
     """The folder of results: the one named, LINL_RESULTS, or the project's `results/`."""
     named = results_dir or os.environ.get("LINL_RESULTS")
     if named:
-        return Path(named).expanduser()
+        return Path(named).expanduser().resolve()
     return PROJECT / "results" if (PROJECT / "pyproject.toml").is_file() else Path("results").resolve()
 
 

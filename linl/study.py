@@ -116,8 +116,17 @@ def jobs(profile: str, path: Path | None = None) -> list[Job]:
     known = profiles(path)
     if profile not in known:
         raise ParameterError(f"unknown profile {profile!r}: choose from {', '.join(known)}")
+    try:
+        return _jobs(profile, known[profile])
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        if isinstance(error, ParameterError):
+            raise
+        raise ParameterError(f"profile {profile} is not written as the others are: {error!r}") from error
+
+
+def _jobs(profile: str, content: dict) -> list[Job]:
     found: dict[Path, Job] = {}
-    for block in known[profile].get("runs", []):
+    for block in content["runs"]:
         if unknown := set(block) - _BLOCK:
             raise ParameterError(f"profile {profile}: unknown key {', '.join(sorted(unknown))}")
         notebook = PROJECT / "notebooks" / block["notebook"]
@@ -159,8 +168,14 @@ def _check_values(params: dict[str, Any], where: str) -> None:
     for name, known in choices.items():
         if name in params and str(params[name]).partition(":")[0] not in known:
             raise ParameterError(f"{where}: unknown {name} {params[name]!r}; choose from {', '.join(known)}")
-    if params.get("epochs", 1) < 1:
-        raise ParameterError(f"{where}: epochs = {params['epochs']} must be at least 1")
+    lowest = {"epochs": 1, "image_size": 0, "limit": 0, "threads": 0, "batch": 1, "pairs": 1}
+    for name, low in lowest.items():
+        if params.get(name, low) < low:
+            raise ParameterError(f"{where}: {name} = {params[name]} must be at least {low}")
+    if not params.get("width", 1) > 0:
+        raise ParameterError(f"{where}: width = {params['width']} must be above 0")
+    if not 0 <= params.get("validation", 0) < 1:
+        raise ParameterError(f"{where}: validation = {params['validation']} must be at least 0 and below 1")
 
 
 # --- carrying out ----------------------------------------------------------------------------------
@@ -218,9 +233,9 @@ def run(profile: str, cores: int | None = None) -> int:
         print(f"profile {profile}: {len(wanted) - len(missing)} of {len(wanted)} runs done, {cores} cores", flush=True)
         with only_one(results_folder() / ".lock"):
             status = _snakemake(profile, cores)
-        if status:
+        if status or not all(job.done for job in wanted):
             _tell_failures(wanted)
-            return status
+            return status or 1
     else:
         print(f"profile {profile}: all {len(wanted)} runs are done")
     _show(wanted, tables)

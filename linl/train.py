@@ -291,7 +291,7 @@ def fit(
         momentum=settings.momentum,
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
-    identity = {**asdict(settings), "seed": seed}
+    identity = {**asdict(settings), "seed": seed, "data": data.fingerprint()}
     if (done := _finished(folder, net, identity)) is not None:
         net.eval()
         return replace(done, precision=precision, device=where.type)
@@ -437,12 +437,12 @@ def atomic(path: Path) -> Iterator[Path]:
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+    except Exception as error:
         part.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and "write" not in str(error):
+        if not _is_write_error(error):
             raise
         raise OSError(
-            f"could not write {path} ({str(error).splitlines()[0]}). What was there before is untouched: "
+            f"could not write {path} ({_first_line(error)}). What was there before is untouched: "
             "make room (or make it writable) and run the same command again, it goes on from there."
         ) from error
     except BaseException:
@@ -450,11 +450,26 @@ def atomic(path: Path) -> Iterator[Path]:
         raise
 
 
+def _is_write_error(error: Exception) -> bool:
+    """Whether a file couldn't be written; torch and safetensors have exceptions of their own for that."""
+    torchs = isinstance(error, RuntimeError) and any(
+        w in str(error) for w in ("inline_container", "PytorchStreamWriter")
+    )
+    return isinstance(error, OSError) or torchs or type(error).__name__ == "SafetensorError"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [repr(error)])[0]
+
+
 def save_weights(net: nn.Module, path: Path, training: dict | None = None) -> None:
     """The state_dict as safetensors; how it was trained goes into the file's metadata."""
     from safetensors.torch import save_file
 
-    tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    tensors = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in net.state_dict().items()
+    }
     with atomic(path) as part:
         save_file(tensors, part, {"training": json.dumps(training or {})})
 
@@ -481,9 +496,14 @@ def _finished(folder: Path | None, net: nn.Module, identity: dict) -> History | 
         return None
     from safetensors import safe_open
 
-    with safe_open(path, "pt") as file:
-        _refuse_other(path, json.loads(file.metadata().get("training", "{}")), identity)
-        _load_state(path, net, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - not a dict
+    try:
+        with safe_open(path, "pt") as file:
+            training = json.loads((file.metadata() or {}).get("training", "{}"))
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except Exception as error:
+        raise ValueError(f"{path} can't be read ({_first_line(error)}): delete it to start anew") from error
+    _refuse_other(path, training, identity)
+    _load_state(path, net, state)
     units = pd.read_csv(folder / "units.csv") if (folder / "units.csv").is_file() else pd.DataFrame()
     return History(pd.read_csv(folder / "metrics.csv"), units, identity["epochs"])
 
@@ -502,7 +522,7 @@ def _load_state(path: Path, net: nn.Module, state: dict) -> None:
         net.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(
-            f"{path} belongs to another network ({str(error).splitlines()[1].strip()}): use another folder, or "
+            f"{path} belongs to another network ({' '.join(str(error).split()[:30])}): use another folder, or "
             "delete it to start anew"
         ) from error
 
@@ -515,7 +535,7 @@ def _resume(folder: Path | None, net, optimizer, identity: dict) -> _State | Non
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"the checkpoint {path} can't be read ({str(error).splitlines()[0]}): delete it to start anew"
+            f"the checkpoint {path} can't be read ({_first_line(error)}): delete it to start anew"
         ) from error
     _refuse_other(path, saved["identity"], identity)
     _load_state(path, net, saved["net"])

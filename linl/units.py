@@ -365,9 +365,14 @@ def harden(net: nn.Module, threshold: float | None = None) -> nn.Module:
             PartialLinear (both as published) when None.
     """
     net = clone(net)
-    for name, unit in units_of(net).items():
+    made: dict[int, nn.Module] = {}
+    for name, unit in list(net.named_modules(remove_duplicate=False)):  # a shared unit is met at each of its places
+        if not isinstance(unit, Unit):
+            continue
+        hard = made.setdefault(id(unit), unit.harden(threshold).to(unit.theta.device).train(unit.training))
+        if not name:
+            return hard
         owner, _, leaf = name.rpartition(".")
-        hard = unit.harden(threshold).to(unit.theta.device).train(unit.training)
         setattr(net.get_submodule(owner) if owner else net, leaf, hard)
     return net
 

@@ -204,3 +204,60 @@ def test_folded_networks_save_load_and_export(tmp_path):
     assert not torch.equal(other(x), small(x))
     other.load_state_dict(torch.load(tmp_path / "small.pt", weights_only=True))
     assert torch.equal(other(x), small(x))
+
+
+def checked(net, x):
+    """Folds an eval-mode float64 network and compares; returns it with its report's reasons."""
+    net = shaken(net).double().eval()
+    small = linl.fold(net, x.double())
+    same(net, small, x.double())
+    return small, small.fold_report.table["reason"].tolist()
+
+
+def test_a_batchnorm_over_another_axis_stays():
+    for outputs in (5, 7):
+        net = nn.Sequential(nn.Linear(6, outputs), nn.BatchNorm1d(5), nn.ReLU())
+        _, reasons = checked(net, torch.randn(4, 5, 6))
+        assert "another axis" in reasons[0]
+
+
+def test_flattening_that_moves_numbers_stays():
+    small, _ = checked(nn.Sequential(nn.Linear(8, 16), nn.Flatten(), nn.Linear(64, 10)), torch.randn(2, 4, 8))
+    assert linl.cost.depth(small) == 2
+    net = nn.Sequential(nn.Linear(8, 6), nn.Flatten(0, 1), nn.Linear(6, 4))
+    checked(net, torch.randn(2, 4, 8))
+
+
+class Shared(nn.Module):
+    """One factor, one weight, used in two places each."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.act, self.e, self.norm = linl.harden(linl.LiNLU(0.8)), nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        x = self.c(self.act(self.b(self.act(self.a(x)))))
+        return F.linear(F.relu(self.norm(self.e(x))), self.e.weight.t())
+
+
+def test_what_is_shared_stays_as_it_is():
+    _, reasons = checked(Shared(), torch.randn(3, 4))
+    assert "a layer that is used more than once" in reasons
+
+
+def test_hooked_layers_stay_and_keywords_are_understood():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.drop, self.b = nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.b(input=self.drop(input=self.a(input=x)))
+
+    small, _ = checked(Net(), torch.randn(3, 4))
+    assert linl.cost.depth(small) == 1
+    net = Net().double().eval()
+    net.a.register_forward_hook(lambda module, inputs, output: 2 * output)
+    x = torch.randn(3, 4, dtype=D)
+    assert torch.equal(linl.fold(net, x)(x), net(x)), "a hook may change something: nothing is merged over it"

@@ -69,6 +69,7 @@ def test_gradgrad(theta):
     x = values((4, 3)).requires_grad_()
     t = torch.tensor(theta, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, t: two_slope(x, t, *SLOPES["linlu"]), (x, t))
+    assert torch.autograd.gradgradcheck(lambda x, t: two_slope(x, t, *SLOPES["linlu"]), (x, t))
     # y is bilinear, so its mixed second derivative is what matters: d²y/dx dθ = a1 or b1
     (dx,) = torch.autograd.grad(two_slope(x, t, *SLOPES["linlu"]).sum(), x, create_graph=True)
     (mixed,) = torch.autograd.grad(dx.sum(), t)
@@ -155,3 +156,15 @@ def test_an_in_place_layer_behind_it_is_noticed_not_silent():
     y.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+def test_minus_infinity_is_zero_at_slope_zero_as_for_a_relu():
+    x = torch.tensor([-torch.inf, 1.0])
+    assert torch.equal(two_slope(x, torch.tensor(0.0), *SLOPES["partial"]), torch.relu(x))
+
+
+def test_float16_gradients_do_not_overflow():
+    x = torch.full((8192,), -5.0).half().requires_grad_()
+    t = torch.tensor(0.75, requires_grad=True)
+    two_slope(x, t, *SLOPES["linlu"]).backward(torch.full((8192,), 5.0).half())
+    assert t.grad.item() == pytest.approx(-8192 * 5 * 5 * 2, rel=1e-3)

@@ -254,3 +254,86 @@ def test_units_take_device_dtype_and_start():
 def test_seventeen_rows():
     net = linl.models.create("resnet18", num_classes=10, input_size=(3, 32, 32))
     assert len(linl.nonlinearity(linl.linearize(net, "linlu"))) == 17
+
+
+def made(forward, **layers):
+    """A network from a forward function and its layers."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, layer in layers.items():
+                setattr(self, name, layer)
+
+    Net.forward = forward
+    return Net().eval()
+
+
+def test_a_units_name_never_takes_a_layers_place():
+    net, x = (
+        made(lambda s, x: torch.tanh(s.tanh(F.relu(s.relu(x)))), relu=nn.Linear(4, 4), tanh=nn.Linear(4, 4)),
+        torch.randn(3, 4),
+    )
+    assert torch.equal(linl.linearize(net, "partial")(x), net(x))
+
+
+def test_in_place_through_an_identity_and_on_a_view():
+    x = torch.randn(3, 4)
+    net = made(
+        lambda s, x: s.fc(s.act(s.norm(x))) + x, fc=nn.Linear(4, 4), norm=nn.Identity(), act=nn.ReLU(inplace=True)
+    )
+    assert torch.equal(linl.linearize(net, "partial")(x.clone()), net(x.clone()))
+
+    def forward(s, x):
+        h = s.fc(x)
+        return s.act(h.view(-1)).sum() + h
+
+    net = made(forward, fc=nn.Linear(4, 4), act=nn.ReLU(inplace=True))
+    with pytest.raises(ValueError, match="in place on a view of something that is used later"):
+        linl.linearize(net, "partial")
+
+
+def test_dropout_that_ignores_the_mode_is_left_alone():
+    off = made(lambda s, x: F.dropout(F.relu(s.fc(x)), 0.5, training=False), fc=nn.Linear(8, 8))
+    x = torch.randn(4, 8)
+    assert torch.equal(linl.linearize(off, "partial").train()(x), off(x))
+    on = linl.linearize(
+        made(lambda s, x: F.dropout(F.relu(s.fc(x)), 0.5, training=True), fc=nn.Linear(8, 8)), "partial"
+    )
+    assert not torch.equal(on.eval()(x), on.eval()(x)), "Monte-Carlo dropout stays on"
+
+
+def test_attributes_buffers_and_optional_arguments():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.dropout = nn.Linear(4, 4), 0.5
+            self.register_buffer("mean", torch.randn(4))
+
+        def forward(self, x, mask=None, scale=2.0):
+            x = F.relu(self.fc((x - self.mean[None]) / torch.tensor([2.0])))
+            if mask is not None:
+                x = x * mask
+            return F.dropout(x, self.dropout, self.training) * scale
+
+    net, x = Net().eval(), torch.randn(3, 4)
+    twin = linl.linearize(net, "partial")
+    assert torch.equal(twin(x), net(x))
+    net.mean.zero_(), twin.mean.zero_()
+    assert torch.equal(twin(x), net(x)), "a buffer stays a buffer"
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.GLU(), nn.LSTM(4, 4), nn.TransformerEncoderLayer(4, 2, 8)], ids=lambda m: type(m).__name__
+)
+def test_layers_with_hidden_activations_are_refused_by_name(layer):
+    net = made(lambda s, x: s.odd(F.relu(s.fc(x))), fc=nn.Linear(4, 4), odd=layer)
+    with pytest.raises(ValueError, match=rf"odd \({type(layer).__name__} has its activation inside\)"):
+        linl.linearize(net, "partial")
+
+
+def test_a_shared_unit_is_hardened_at_each_of_its_places():
+    fc, unit = nn.Linear(4, 4), linl.LiNLU(0.7)
+    hard = linl.harden(nn.Sequential(fc, unit, fc, unit))
+    assert not units_of(hard) and hard[1] is hard[3]
+    assert type(linl.harden(linl.LiNLU(1.0))) is nn.Identity

@@ -41,6 +41,11 @@ def written(tmp_path, block):
         ({"with": {"recipe": "fast"}}, "unknown recipe 'fast'"),
         ({"notebook": "experiments/none.ipynb"}, r"no notebook .*none\.ipynb"),
         ({"sweep": {}}, "unknown key sweep"),
+        ({"with": {"width": -1.0}}, "width = -1.0 must be above 0"),
+        ({"with": {"validation": 1.5}}, "validation = 1.5 must be"),
+        ({"with": {"limit": -5}}, "limit = -5 must be at least 0"),
+        ({"seeds": 3}, "profile p is not written as the others are"),
+        ({"threads": "many"}, "profile p is not written as the others are"),
         ({"each": [{"epochs": 2}, {"epochs": 2}]}, "the same run twice"),
     ],
 )

@@ -183,9 +183,42 @@ def test_a_folder_of_another_training_is_refused(tmp_path):
     other = linl.linearize(linl.models.create("mlp", 10, digits.input_size, width=0.25), "linlu")
     with pytest.raises(ValueError, match=r"checkpoint.pt belongs to another network"):
         fit(other, digits, recipe("linlnet-digits", **SMALL), folder=tmp_path)
-    (tmp_path / "checkpoint.pt").write_bytes(b"cut short")
-    with pytest.raises(ValueError, match=r"checkpoint.pt can't be read .* delete it"):
+    for file in ("checkpoint.pt", "model.safetensors"):
+        for content in (b"", b"cut short"):
+            (tmp_path / file).write_bytes(content)
+            with pytest.raises(ValueError, match=rf"{file} can't be read .* delete it"):
+                fit(net, digits, recipe("linlnet-digits", **SMALL), folder=tmp_path)
+
+
+def test_other_data_in_the_same_folder_is_refused(tmp_path):
+    net, digits = setting()
+    fit(net, digits, recipe("linlnet-digits", **SMALL), folder=tmp_path, verbose=False)
+    digits.train = (255 - digits.train[0], digits.train[1])
+    with pytest.raises(ValueError, match=r"another training \(data differ\)"):
         fit(net, digits, recipe("linlnet-digits", **SMALL), folder=tmp_path)
+
+
+def test_a_disk_that_is_really_full(tmp_path):
+    """torch and safetensors report it with exceptions of their own."""
+    import resource
+
+    net, _ = setting()
+
+    def attempt(write):
+        with linl.train.atomic(tmp_path / "net.bin") as part:
+            write(part)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700, before[1]))
+        for write in (lambda p: torch.save(net.state_dict(), p), lambda p: linl.train.save_weights(net, p)):
+            with pytest.raises(OSError, match=r"could not write .*net\.bin .*run the same command again"):
+                attempt(write)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, old)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
