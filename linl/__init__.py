@@ -3,7 +3,7 @@
 Importing linl is light: torchvision, timm and seaborn load where they are used.
 """
 
-from linl import cost, data, folding, graph, merge, models, results, train, units
+from linl import cost, data, devices, folding, graph, merge, models, results, train, units
 from linl.cost import measure
 from linl.folding import fold, verify
 from linl.units import (
@@ -21,7 +21,7 @@ from linl.units import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "LiNLU", "PartialLinear", "cost", "data", "fold", "folding", "fuse_kernels_", "graph", "harden",
+    "LiNLU", "PartialLinear", "cost", "data", "devices", "fold", "folding", "fuse_kernels_", "graph", "harden",
     "linearize", "measure", "merge", "models", "nonlinearity", "param_groups", "penalty", "project_",
     "results", "train", "units", "verify",
 ]  # fmt: skip

@@ -9,7 +9,20 @@ import pytest
 
 from linl.data import PROJECT
 
-ORDER = ["merge", "kernels", "graph", "units", "cost", "folding", "models", "data", "train", "results", "study"]
+ORDER = [
+    "merge",
+    "kernels",
+    "graph",
+    "units",
+    "cost",
+    "folding",
+    "models",
+    "data",
+    "devices",
+    "train",
+    "results",
+    "study",
+]
 """DESIGN's list, the files of this repository: each may import only from those before it."""
 
 

@@ -275,7 +275,7 @@ def test_evaluate_counts_what_it_says():
 
 def test_slow_bf16_convolutions_run_in_float32():
     """Depthwise with a stride or 5×5: float32 inside, bf16 outside, and no trace afterwards."""
-    from linl.train import autocast, fp32_where_bf16_is_slow
+    from linl.devices import autocast, fp32_where_bf16_is_slow
 
     net = torch.nn.Sequential(
         torch.nn.Conv2d(8, 8, 3, 2, 1, groups=8), torch.nn.Conv2d(8, 8, 5, 1, 2, groups=8), torch.nn.Conv2d(8, 4, 1)
