@@ -20,6 +20,7 @@ def job_of(wildcards):
 
 rule all:
     input:
+        [f"{folder}/result.json" for folder in JOBS],
         f"{TABLES}/index.md",
 
 

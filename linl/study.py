@@ -229,6 +229,7 @@ def run(profile: str, cores: int | None = None) -> int:
     newest = max((job.result.stat().st_mtime for job in wanted if job.done), default=0.0)
     if missing or not shown.is_file() or shown.stat().st_mtime < newest:
         check_kernel()
+        shown.unlink(missing_ok=True)  # tables of what the profile was before
         cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         print(f"profile {profile}: {len(wanted) - len(missing)} of {len(wanted)} runs done, {cores} cores", flush=True)
         with only_one(results_folder() / ".lock"):

@@ -109,6 +109,9 @@ def test_the_smoke_profile_from_start_to_table(capfd):
     assert study.main(["run", "smoke"]) == 0
     assert "all 3 runs are done" in capfd.readouterr().out
     assert [job.result.stat().st_mtime_ns for job in jobs] == stamps
+    jobs[0].result.unlink()
+    assert study.main(["run", "smoke"]) == 0 and jobs[0].done, "what is missing is done, though tables are there"
+    assert [job.result.stat().st_mtime_ns for job in jobs[1:]] == stamps[1:]
     assert study.main(["record", "smoke"]) == 0 and study.main(["tables"]) == 0
     tables = results.results_folder() / "tables"
     first = {f.name: f.read_bytes() for f in tables.iterdir()}
