@@ -310,6 +310,7 @@ def runs(
                 **{f"how_{k}": v for k, v in result["how"].items()},
                 **{f"version_{k}": v for k, v in result["versions"].items()},
                 "key": result["key"],
+                "finished": result["finished"],
                 "folder": str(path.parent),
             }
         )
