@@ -38,8 +38,7 @@ def formula(x: Tensor, theta: Tensor, positive: tuple[float, float], negative: t
 
     Returns: same shape and dtype as x; computed in float32 where x is narrower than that.
     """
-    if theta.ndim == 1:
-        theta = theta.view(-1, *[1] * (x.ndim - 2))
+    theta = _broad(theta, x)
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     a, b = _slopes(theta, positive, negative)
     return torch.where(wide > 0, wide * a, wide * b).to(x.dtype)
@@ -67,6 +66,11 @@ def _transforming() -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
     return torch._C._are_functorch_transforms_active()  # torch.func: vmap, jvp, grad
+
+
+def _broad(theta: Tensor, x: Tensor) -> Tensor:
+    """One parameter a channel, (C,), shaped to meet x's dimension 1; a scalar stays one."""
+    return theta.view(-1, *[1] * (x.ndim - 2)) if theta.ndim else theta
 
 
 def _slopes(theta, positive, negative):
@@ -116,12 +120,11 @@ class _TwoSlope(torch.autograd.Function):
 
 def _differentiable_backward(ctx, g, saved, theta):
     if ctx.from_output:
-        a, b = _slopes(theta.view(-1, *[1] * (saved.ndim - 2)) if theta.ndim else theta, *ctx.args)
+        a, b = _slopes(_broad(theta, saved), *ctx.args)
         saved = torch.where(saved > 0, saved / a, saved / b)
     wide = torch.promote_types(saved.dtype, torch.float32)
     x = saved.to(wide)
-    t = theta.view(-1, *[1] * (x.ndim - 2)) if theta.ndim else theta
-    a, b = _slopes(t, *ctx.args)
+    a, b = _slopes(_broad(theta, x), *ctx.args)
     (_, a1), (_, b1) = ctx.args
     on = x > 0
     dx = torch.where(on, g * a, g * b).to(saved.dtype)
@@ -137,8 +140,7 @@ def _summed(x: Tensor, theta: Tensor) -> list[int]:
 
 
 def _backward(g, saved, theta, positive, negative, from_output):
-    t = theta.view(-1, *[1] * (saved.ndim - 2)) if theta.ndim else theta
-    a, b = _slopes(t, positive, negative)
+    a, b = _slopes(_broad(theta, saved), positive, negative)
     bends = (positive[1] / a, negative[1] / b) if from_output else (positive[1], negative[1])
     wide = torch.promote_types(saved.dtype, torch.float32)
     s, g = saved.to(wide), g.to(wide)
