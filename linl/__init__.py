@@ -3,9 +3,11 @@
 Importing linl is light: torchvision, timm and seaborn load where they are used.
 """
 
-from linl import cost, data, devices, folding, graph, merge, models, results, train, units
+from linl import chains, checking, cost, data, devices, folding, graph, merge, models, planning, results, train, units
+from linl.checking import verify
 from linl.cost import measure
-from linl.folding import fold, verify
+from linl.folding import fold
+from linl.padding import pad_first
 from linl.units import (
     LiNLU,
     PartialLinear,
@@ -21,7 +23,7 @@ from linl.units import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "LiNLU", "PartialLinear", "cost", "data", "devices", "fold", "folding", "fuse_kernels_", "graph", "harden",
-    "linearize", "measure", "merge", "models", "nonlinearity", "param_groups", "penalty", "project_",
+    "LiNLU", "PartialLinear", "chains", "checking", "cost", "data", "devices", "fold", "folding", "fuse_kernels_", "graph", "harden",
+    "linearize", "measure", "merge", "models", "nonlinearity", "pad_first", "param_groups", "penalty", "planning", "project_",
     "results", "train", "units", "verify",
 ]  # fmt: skip

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
-from collections.abc import Sequence
+import os
+import platform
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import torch
 from torch import Tensor, fx, nn
 
-from linl.graph import activation_sites, trace
+from linl.graph import activation_sites, evaluating, trace
 
 _LINEAR = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 
@@ -52,19 +58,12 @@ def measure(
     if len(names) != len(nets):
         raise ValueError(f"{len(names)} names for {len(nets)} networks")
     rows = [_static(net, example[:1]) for net in nets]
-    modes = [[(module, module.training) for module in net.modules()] for net in nets]
-    for net in nets:
-        net.eval()
-    try:
+    with evaluating(*nets):
         for batch in batches:
             x = example[:1].expand(batch, *example.shape[1:]).contiguous()
             for column, times in _latencies(nets, x, seconds, compiled).items():
                 for row, time in zip(rows, times, strict=True):
                     row[column] = time
-    finally:
-        for saved in modes:
-            for module, training in saved:
-                module.training = training
     return Measurement(pd.DataFrame(rows, index=names))
 
 
@@ -72,12 +71,8 @@ def _static(net: nn.Module, example: Tensor) -> dict:
     from torch.utils.flop_counter import FlopCounterMode
 
     tensors = {id(t): t for t in [*net.parameters(), *net.buffers()]}
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with evaluating(net), torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(example)
-    for module, training in modes:
-        module.training = training
     try:
         traced = trace(net)
         layers, places = depth(traced), len(activation_sites(traced))
@@ -102,25 +97,80 @@ def depth(net: nn.Module) -> int:
     return max(longest.values(), default=0)
 
 
-@torch.no_grad()
 def _latencies(nets: Sequence[nn.Module], x: Tensor, seconds: float, compiled: bool) -> dict[str, list[float]]:
-    """Medians in milliseconds; the networks take turns, so that a slow moment hits all of them."""
+    """One column, or two with torch.compile'd copies, of `latencies`."""
+    found = {f"ms_{len(x)}": latencies(nets, x, seconds)}
+    if compiled:
+        found[f"ms_{len(x)}_compiled"] = latencies([torch.compile(net) for net in nets], x, seconds)
+    return found
+
+
+@torch.no_grad()
+def latencies(nets: Sequence[Callable], x: Tensor, seconds: float = 0.5) -> list[float]:
+    """Median milliseconds of each; they take turns, so that a slow moment hits all of them."""
     from torch.utils import benchmark
 
-    columns = {f"ms_{len(x)}": list(nets)}
-    if compiled:
-        columns[f"ms_{len(x)}_compiled"] = [torch.compile(net) for net in nets]
-    found = {}
-    for column, calls in columns.items():
-        timers = [
-            benchmark.Timer("net(x)", globals={"net": net, "x": x}, num_threads=torch.get_num_threads())
-            for net in calls
-        ]
-        rounds: list[list[float]] = [[] for _ in timers]
-        for timer in timers:
-            timer.timeit(2)
-        for _ in range(5):
-            for timer, times in zip(timers, rounds, strict=True):
-                times.append(timer.blocked_autorange(min_run_time=seconds / 5).median)
-        found[column] = [sorted(times)[len(times) // 2] * 1e3 for times in rounds]
-    return found
+    timers = [
+        benchmark.Timer("net(x)", globals={"net": net, "x": x}, num_threads=torch.get_num_threads()) for net in nets
+    ]
+    rounds: list[list[float]] = [[] for _ in timers]
+    for timer in timers:
+        timer.timeit(2)
+    for _ in range(5):
+        for timer, times in zip(timers, rounds, strict=True):
+            times.append(timer.blocked_autorange(min_run_time=seconds / 5).median)
+    return [sorted(times)[len(times) // 2] * 1e3 for times in rounds]
+
+
+class LatencyTable:
+    """Milliseconds of layers on this machine, measured once and kept in a file.
+
+    The file, `latency.json`, lies in the folder named by LINL_CACHE, else in the user's cache folder; an
+    empty LINL_CACHE keeps the table in memory alone. Entries hold for one processor, number of threads,
+    torch version, dtype and shape of input.
+    """
+
+    memory: ClassVar[dict[str, float]] = {}
+
+    def __init__(self) -> None:
+        folder = os.environ.get("LINL_CACHE", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "linl"))
+        self.path = Path(folder).expanduser() / "latency.json" if folder else None
+        if self.path and self.path.is_file():
+            with contextlib.suppress(OSError, ValueError):  # a broken cache is measured anew
+                self.memory.update(json.loads(self.path.read_text()))
+
+    def ms(self, key: str, make: Callable[[], nn.Module], shape: Sequence[int], like: Tensor) -> float:
+        """Median milliseconds of `make()` in eval mode.
+
+        Args:
+            key: what the layer is.
+            shape, like: of its input; whose dtype and device.
+        """
+        full = (
+            f"{_processor(like.device)} {torch.get_num_threads()} {torch.__version__} {like.dtype} {tuple(shape)} {key}"
+        )
+        if full not in self.memory:
+            layer = make().to(device=like.device, dtype=like.dtype).eval()
+            x = torch.randn(*shape, device=like.device, dtype=like.dtype)
+            self.memory[full] = latencies([layer], x, seconds=0.03)[0]
+            self._save()
+        return self.memory[full]
+
+    def _save(self) -> None:
+        if self.path is None:
+            return
+        with contextlib.suppress(OSError):  # a read-only home costs time, no more
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part = self.path.with_name(f".latency.{os.getpid()}.part")
+            part.write_text(json.dumps(self.memory, indent=0))
+            os.replace(part, self.path)
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

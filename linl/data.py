@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -54,6 +54,13 @@ SOURCES: dict[str, Source] = {
     "cifar100": Source("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 100, ("crop", "flip"), 169_000_000),  # noqa: E501
     "imagefolder": Source("imagefolder", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), None, ("resized-crop", "flip")),
 }  # fmt: skip
+
+
+NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's weights, and Layer Folding's
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # TensorFlow's weights: pixels to [-1, 1]
+}
+"""Mean and standard deviation that published weights were trained with, instead of the data set's own."""
 
 
 def folders(root: str | Path | None = None) -> list[Path]:
@@ -101,11 +108,12 @@ class Images:
         return len(getattr(self, split)[1])
 
     def fingerprint(self) -> str:
-        """Short text that differs for different training data."""
+        """Short text that differs for different training data, or another normalization."""
         images, labels = (t.cpu() for t in self.train)
         pixels = images[:: max(1, len(labels) // 100)]
         digest = zlib.crc32(labels.numpy().tobytes() + pixels.contiguous().numpy().tobytes())
-        return f"{self.name} {len(labels)}x{self.input_size} {digest:08x}"
+        scale = zlib.crc32(repr((self.mean, self.std)).encode())
+        return f"{self.name} {len(labels)}x{self.input_size} {digest:08x} {scale:08x}"
 
     def to(self, device: str | torch.device) -> Images:
         """The same data on another device."""
@@ -246,7 +254,7 @@ class ImageFolderData:
         return len(self._index[split])
 
     def fingerprint(self) -> str:
-        """Short text that differs for different training data."""
+        """Short text that differs for different training data, or another normalization."""
         files = " ".join(Path(path).name for path, _ in self._train.samples)
         return f"{self.name} {self.size('train')}x{self.input_size} {zlib.crc32(files.encode()):08x}"
 
@@ -316,6 +324,7 @@ def load(
     size: int | None = None,
     channels: int | None = None,
     limit: int | None = None,
+    normalize: str | None = None,
     download: bool = True,
     workers: int | None = None,
 ):
@@ -330,6 +339,7 @@ def load(
             ImageFolder the side of a crop, 224 when None.
         channels: 3 repeats a grey image.
         limit: at most that many images a split, for trial runs.
+        normalize: a name in `NORMALIZATIONS`, for published weights; None for the data set's own.
         download: fetch what is missing, where torchvision can.
         workers: decoding processes of an ImageFolder.
 
@@ -348,7 +358,11 @@ def load(
         raise ValueError(f"limit = {limit}: at least 1 image, or None for all")
     if size is not None and size < 1:
         raise ValueError(f"size = {size}: at least 1 pixel, or None to leave images as they are")
+    if normalize is not None and normalize not in NORMALIZATIONS:
+        raise ValueError(f"unknown normalization {normalize!r}: choose from {', '.join(NORMALIZATIONS)}, or None")
     source = SOURCES[kind]
+    if normalize is not None:
+        source = replace(source, mean=NORMALIZATIONS[normalize][0], std=NORMALIZATIONS[normalize][1])
     if source.loader == "imagefolder":
         where = [Path(path).expanduser()] if path else [folder / "imagenet" for folder in folders(root)]
         return ImageFolderData.find(where, source, size or 224, validation, seed, limit, workers)

@@ -7,10 +7,12 @@ linear, what may be merged) asks this file. A traced network is a `torch.fx.Grap
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import operator
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,6 +167,19 @@ def _carry(source: nn.Module, target: nn.Module) -> nn.Module:
 def clone(net: nn.Module) -> nn.Module:
     """A deep copy that keeps what linl noted on a traced network (torch.fx drops such attributes)."""
     return _carry(net, copy.deepcopy(net))
+
+
+@contextlib.contextmanager
+def evaluating(*nets: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every module's own mode comes back, whatever happens."""
+    modes = [(module, module.training) for net in nets for module in net.modules()]
+    for net in nets:
+        net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _graph(net: nn.Module) -> fx.Graph:
@@ -369,12 +384,6 @@ def shapes(traced: fx.GraphModule, example: Tensor) -> dict[fx.Node, torch.Size]
             return value
 
     found: dict[fx.Node, torch.Size] = {}
-    modes = [(module, module.training) for module in traced.modules()]
-    traced.eval()
-    try:
-        with torch.no_grad():
-            Record(traced, garbage_collect_values=True).run(example)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(traced), torch.no_grad():
+        Record(traced, garbage_collect_values=True).run(example)
     return found

@@ -1,134 +1,528 @@
 """The algebra of affine layers: from (weight, bias, geometry) to (weight, bias, geometry).
 
-Pure functions on small records; no modules, no graphs. All arithmetic is float64, whatever comes in;
-`folding` casts back at the end. Reading order is the network's: `merge(first, second)` computes
-second(first(x)).
+One record, `Affine`, stands for every layer that is linear up to a bias: a convolution of any kernel, stride,
+padding, dilation and groups; a dense layer (a convolution over no dimension); BatchNorm in evaluation, a fixed
+factor, an average pool, a zero padding, a subsampling (depthwise convolutions all). Pure functions on
+records; no modules, no graphs. Reading order is the network's: `merge(first, second)` computes
+second(first(x)). All arithmetic is float64, whatever comes in; `folding` casts back at the end.
+
+What can be merged is decided on `Geometry` alone (`compose`, `compose_sum`), so that a plan over hundreds of
+candidates costs no arithmetic.
+
+**Borders.** second pads what first produced with zeros; one merged kernel sees first's own values there
+instead. The linear part agrees nevertheless wherever first, continued beyond its output, no longer reads its
+input (a 1×1 kernel never does). The bias doesn't agree, but it depends on no input: as a map, one number a
+channel and position, it is exact. So `compose` answers exactly, with a bias map where needed, or refuses.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Scale:
-    """y[c] = scale[c]·x[c] + shift[c], channel by channel: BatchNorm in evaluation, or a plain factor.
-
-    Attributes:
-        scale, shift: (C,).
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-
-@dataclass(frozen=True)
-class Dense:
-    """y = weight·x + bias.
-
-    Attributes:
-        weight: (out, in).
-        bias: (out,).
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-
-@dataclass(frozen=True)
-class Conv:
-    """A convolution as torch has it, zero-padded.
-
-    Attributes:
-        weight: (out, in / groups, *kernel).
-        bias: (out,).
-        stride, padding, dilation: one number a spatial dimension.
-        groups: of the channels.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-
-Affine = Scale | Dense | Conv
+Size = tuple[int, ...]
+Padding = tuple[tuple[int, int], ...]
 
 
 class CannotMerge(ValueError):  # noqa: N818 - an answer, not a fault
-    """These two layers have no exact merge; the message says why."""
+    """These layers have no exact merge; the message says why."""
 
 
-def batchnorm_scale(mean: Tensor, variance: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None) -> Scale:
-    """BatchNorm in evaluation: scale = γ/√(var + ε), shift = β − mean·scale. All arguments (C,)."""
-    scale = (variance.double() + eps).rsqrt()
+@dataclass(frozen=True)
+class Geometry:
+    """Where an affine layer reads, everything of it but its numbers.
+
+    Attributes:
+        inputs, outputs: channels (features of a dense layer).
+        kernel, stride, dilation: one number a spatial dimension; () for a dense layer.
+        padding: zeros (before, after) in each dimension; below 0 cuts off.
+        groups: of the channels.
+        bias: "none", "channel" (one number a channel) or "map" (one a channel and output position).
+        uniform: the same weight at every position of the kernel: an average pool and a 1×1 layer.
+        mode: what padding holds, torch's `padding_mode`.
+    """
+
+    inputs: int
+    outputs: int
+    kernel: Size = ()
+    stride: Size = ()
+    padding: Padding = ()
+    dilation: Size = ()
+    groups: int = 1
+    bias: str = "channel"
+    uniform: bool = False
+    mode: str = "zeros"
+
+    @property
+    def dims(self) -> int:
+        """Spatial dimensions."""
+        return len(self.kernel)
+
+    @property
+    def span(self) -> Size:
+        """Distance from the first to the last input that one output reads, in each dimension."""
+        return tuple((k - 1) * d for k, d in zip(self.kernel, self.dilation, strict=True))
+
+    @property
+    def padded(self) -> bool:
+        """Whether anything is added at a border."""
+        return any(side > 0 for pair in self.padding for side in pair)
+
+    def output_size(self, size: Size) -> Size:
+        """Spatial size of the output for an input of `size`."""
+        return tuple(
+            (n + low + high - span - 1) // step + 1
+            for n, (low, high), span, step in zip(size, self.padding, self.span, self.stride, strict=True)
+        )
+
+    def weights(self) -> int:
+        """Numbers that the layer multiplies with at each output position."""
+        positions = 1 if self.uniform else math.prod(self.kernel)
+        return self.outputs * (self.inputs // self.groups) * positions
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A layer: geometry, weight (outputs, inputs / groups, *kernel) and bias (outputs, [*output size]) or None."""
+
+    geometry: Geometry
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The layer applied to (N, inputs, *size), or for a dense one to (…, inputs)."""
+        g = self.geometry
+        if not g.dims:
+            return F.linear(x, regrouped(self, 1).weight, self.bias)
+        shaped = _padded(x, g)
+        y = _CONV[g.dims](shaped, self.weight, None, g.stride, 0, g.dilation, g.groups)
+        if self.bias is None:
+            return y
+        return y + (self.bias if self.bias.ndim > 1 else self.bias.view(-1, *[1] * g.dims))
+
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def _padded(x: Tensor, g: Geometry) -> Tensor:
+    if not any(side for pair in g.padding for side in pair):
+        return x
+    return F.pad(x, pad_argument(g.padding), "constant" if g.mode == "zeros" else g.mode)
+
+
+def pad_argument(padding: Padding) -> list[int]:
+    """Padding as torch.nn.functional.pad wants it: the last dimension first."""
+    return [side for pair in reversed(padding) for side in pair]
+
+
+# --- makers ----------------------------------------------------------------------------------------
+
+
+def dense(weight: Tensor, bias: Tensor | None = None) -> Affine:
+    """y = weight·x + bias; weight (out, in), bias (out,)."""
+    outputs, inputs = weight.shape
+    return Affine(Geometry(inputs, outputs, bias=_kind(bias)), weight.double(), _double(bias))
+
+
+def conv(
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size | int = 1,
+    padding: Padding | Size | int = 0,
+    dilation: Size | int = 1,
+    groups: int = 1,
+    mode: str = "zeros",
+) -> Affine:
+    """A convolution as torch has it; padding also as pairs (before, after). Numbers stand for every dimension."""
+    geometry = conv_geometry(tuple(weight.shape), bias is not None, stride, padding, dilation, groups, mode)
+    return Affine(geometry, weight.double(), _double(bias))
+
+
+def conv_geometry(shape, has_bias, stride=1, padding=0, dilation=1, groups=1, mode="zeros") -> Geometry:
+    """The geometry of `conv` from its weight's shape, without the numbers."""
+    dims = len(shape) - 2
+    pairs = tuple((p, p) if isinstance(p, int) else tuple(p) for p in _each(padding, dims))
+    bias = "channel" if has_bias else "none"
+    return Geometry(
+        shape[1] * groups, shape[0], tuple(shape[2:]), _each(stride, dims), pairs, _each(dilation, dims), groups, bias,
+        mode=mode,
+    )  # fmt: skip
+
+
+def scale_geometry(channels: int, dims: int, bias: str = "channel") -> Geometry:
+    """The geometry of a factor and a shift for each channel."""
+    ones = (1,) * dims
+    return Geometry(channels, channels, ones, ones, ((0, 0),) * dims, ones, channels, bias)
+
+
+def scale(factor: Tensor, shift: Tensor | None, dims: int) -> Affine:
+    """y[c] = factor[c]·x[c] + shift[c] over `dims` spatial dimensions; both (C,)."""
+    geometry = scale_geometry(len(factor), dims, _kind(shift))
+    return Affine(geometry, factor.double().view(-1, 1, *[1] * dims), _double(shift))
+
+
+def batchnorm(mean: Tensor, variance: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None, dims: int):
+    """BatchNorm in evaluation: factor = γ/√(var + ε), shift = β − mean·factor. All arguments (C,)."""
+    factor = (variance.double() + eps).rsqrt()
     if weight is not None:
-        scale = scale * weight.double()
-    shift = -mean.double() * scale
-    return Scale(scale, shift if bias is None else shift + bias.double())
+        factor = factor * weight.double()
+    shift = -mean.double() * factor
+    return scale(factor, shift if bias is None else shift + bias.double(), dims)
 
 
-def merge(first: Affine, second: Affine) -> Affine:
-    """The one layer that computes second(first(x)).
+def pool_geometry(channels: int, kernel: Size, stride: Size, padding: Padding) -> Geometry:
+    """The geometry of an average pool that counts padding as zeros."""
+    ones = (1,) * len(kernel)
+    return Geometry(channels, channels, kernel, stride, padding, ones, channels, "none", uniform=True)
+
+
+def average_pool(channels: int, kernel: Size, stride: Size, padding: Padding, divisor: int | None = None) -> Affine:
+    """An average pool that counts padding as zeros (torch's `count_include_pad=True`)."""
+    weight = torch.full((channels, 1, *kernel), 1 / (divisor or math.prod(kernel)), dtype=torch.float64)
+    return Affine(pool_geometry(channels, kernel, stride, padding), weight, None)
+
+
+def copy_geometry(channels: int, stride: Size, padding: Padding) -> Geometry:
+    """The geometry of a layer that only pads, cuts off or takes every n-th position."""
+    ones = (1,) * len(stride)
+    return Geometry(channels, channels, ones, stride, padding, ones, channels, "none")
+
+
+def copy(channels: int, stride: Size, padding: Padding) -> Affine:
+    """Zero padding, cutting off and subsampling: every output is one input."""
+    weight = torch.ones(channels, 1, *[1] * len(stride), dtype=torch.float64)
+    return Affine(copy_geometry(channels, stride, padding), weight, None)
+
+
+def _each(value, dims: int) -> tuple:
+    return tuple(value) if isinstance(value, Sequence) else (value,) * dims
+
+
+def _kind(bias: Tensor | None) -> str:
+    return "none" if bias is None else "channel"
+
+
+def _double(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.double()
+
+
+# --- one after the other ---------------------------------------------------------------------------
+
+
+def compose(first: Geometry, second: Geometry, size: Size | None = None, border: str = "exact") -> Geometry:
+    """The geometry of second(first(x)) as one layer.
+
+    Kernel K = ((k₁−1)·d₁ + (k₂−1)·d₂·s₁)/d + 1 with d the greatest common divisor of both steps, stride s₁·s₂,
+    padding p₁ + s₁·p₂, groups the greatest common divisor of both.
+
+    Args:
+        first, second: of equally many dimensions.
+        size: spatial size of first's input; without it, an answer that holds for every size.
+        border: "exact", or "interior" for a merge that may be wrong where second pads.
 
     Raises:
-        CannotMerge: no rule for the pair, or none that is exact.
+        CannotMerge: channels or dimensions that don't meet; under "exact", a border that no single layer has.
     """
-    rule = _RULES.get((type(first), type(second)))
-    if rule is None:
-        raise CannotMerge(f"no rule for {type(first).__name__} into {type(second).__name__}")
-    return rule(first, second)
+    if first.outputs != second.inputs:
+        raise CannotMerge(f"{first.outputs} outputs meet {second.inputs} inputs")
+    if first.dims != second.dims:
+        raise CannotMerge(f"{first.dims} spatial dimensions meet {second.dims}")
+    if border == "exact" and (trouble := _border_trouble(first, second, size)):
+        raise CannotMerge(trouble)
+    if second.mode != "zeros" and second.padded:
+        raise CannotMerge(f"{second.mode} padding in between")
+    if first.bias == "map" and (size is None or border == "interior"):
+        raise CannotMerge("a bias map holds for one size")
+    kernel, dilation = [], []
+    for k1, d1, k2, d2, s1 in zip(
+        first.kernel, first.dilation, second.kernel, second.dilation, first.stride, strict=True
+    ):
+        step = math.gcd(d1 if k1 > 1 else 0, d2 * s1 if k2 > 1 else 0) or 1
+        kernel.append(((k1 - 1) * d1 + (k2 - 1) * d2 * s1) // step + 1)
+        dilation.append(step)
+    return Geometry(
+        first.inputs, second.outputs, tuple(kernel),
+        tuple(a * b for a, b in zip(first.stride, second.stride, strict=True)),
+        tuple((p[0] + s * q[0], p[1] + s * q[1])
+              for p, q, s in zip(first.padding, second.padding, first.stride, strict=True)),
+        tuple(dilation), math.gcd(first.groups, second.groups), _bias_after(first, second, size, border),
+        _stays_uniform(first, second), first.mode,
+    )  # fmt: skip
 
 
-def _scale_scale(first: Scale, second: Scale) -> Scale:
-    return Scale(first.scale * second.scale, first.shift * second.scale + second.shift)
+def _border_trouble(first: Geometry, second: Geometry, size: Size | None) -> str:
+    """Why zeros around first's output differ from first itself continued there; "" if they don't."""
+    for i in range(first.dims):
+        p, step, span = first.padding[i], first.stride[i], first.span[i]
+        beyond = _beyond(first, second, size, i)
+        if beyond and first.mode != "zeros":
+            return f"{first.mode} padding goes on where the second layer pads with zeros"
+        if size is None:  # whatever the size: nothing is read from before, nor from after, the input
+            low, high = second.padding[i]
+            reads = (low > 0 and span - p[0] >= step) or (high > 0 and span > p[1])
+        else:
+            taps = range(0, span + 1, first.dilation[i])
+            reads = any(0 <= z * step + tap - p[0] < size[i] for z in beyond for tap in taps)
+        if reads:
+            return "the second layer pads with zeros what the first would still fill: differs at the border"
+    return ""
 
 
-def _scale_dense(first: Scale, second: Dense) -> Dense:
-    _same(len(first.scale), second.weight.shape[1])
-    return Dense(second.weight * first.scale, second.bias + second.weight @ first.shift)
+def _beyond(first: Geometry, second: Geometry, size: Size | None, i: int) -> list[int]:
+    """Positions beyond first's output that second reads in dimension i (some, where the size isn't known)."""
+    low, high = second.padding[i]
+    if size is None:
+        return [z for z, side in ((-1, low), (0, high)) if side > 0]
+    between = first.output_size(size)[i]
+    out = (between + low + high - second.span[i] - 1) // second.stride[i] + 1
+    beyond = [*range(-low, 0), *range(between, between + high)]
+    places = range(0, second.span[i] + 1, second.dilation[i])
+    step = second.stride[i]
+    return [z for z in beyond if any((z + low - at) % step == 0 and 0 <= (z + low - at) // step < out for at in places)]
 
 
-def _dense_scale(first: Dense, second: Scale) -> Dense:
-    _same(len(first.weight), len(second.scale))
-    return Dense(first.weight * second.scale[:, None], first.bias * second.scale + second.shift)
+def _sees_padding(first: Geometry, second: Geometry, size: Size | None) -> bool:
+    return any(_beyond(first, second, size, i) for i in range(first.dims))
 
 
-def _dense_dense(first: Dense, second: Dense) -> Dense:
-    _same(len(first.weight), second.weight.shape[1])
-    return Dense(second.weight @ first.weight, second.weight @ first.bias + second.bias)
+def _bias_after(first: Geometry, second: Geometry, size: Size | None, border: str) -> str:
+    if "map" in (first.bias, second.bias):
+        return "map"
+    if first.bias == "none":
+        return second.bias
+    return "map" if border == "exact" and _sees_padding(first, second, size) else "channel"
 
 
-def _conv_scale(first: Conv, second: Scale) -> Conv:
-    _same(len(first.weight), len(second.scale))
-    factor = second.scale.view(-1, *[1] * (first.weight.ndim - 1))
-    return replace(first, weight=first.weight * factor, bias=first.bias * second.scale + second.shift)
+def _stays_uniform(first: Geometry, second: Geometry) -> bool:
+    one = (1,) * first.dims
+    if first.uniform:
+        return second.kernel == one and not second.padded
+    return second.uniform and first.kernel == one and first.stride == one and not first.padded
 
 
-def _same(produced: int, expected: int) -> None:
-    if produced != expected:
-        raise CannotMerge(f"{produced} outputs meet {expected} inputs")
+def merge(first: Affine, second: Affine, size: Size | None = None, border: str = "exact") -> Affine:
+    """The one layer that computes second(first(x)). Arguments and errors as `compose`."""
+    geometry = compose(first.geometry, second.geometry, size, border)
+    if geometry.bias == "map" and size is None:
+        raise CannotMerge("the bias becomes a map at the border: the input's size is needed")
+    bias = _composed_bias(first, second, geometry, size)
+    return Affine(geometry, _composed_weight(first, second, geometry), bias)
 
 
-_RULES = {
-    (Scale, Scale): _scale_scale,
-    (Scale, Dense): _scale_dense,
-    (Dense, Scale): _dense_scale,
-    (Dense, Dense): _dense_dense,
-    (Conv, Scale): _conv_scale,
-}
+def _composed_bias(first: Affine, second: Affine, geometry: Geometry, size: Size | None) -> Tensor | None:
+    if first.bias is None:
+        return second.bias
+    g = second.geometry
+    if geometry.bias == "map":  # the bias's way through the second layer, zeros at the border and all
+        between = first.geometry.output_size(size)
+        filled = first.bias if first.bias.ndim > 1 else first.bias.view(-1, *[1] * g.dims)
+        return second(filled.expand(g.inputs, *between)[None])[0]
+    summed = second.weight.flatten(2).sum(2) if g.dims else second.weight
+    blocks = summed.view(g.groups, g.outputs // g.groups, -1)
+    moved = torch.bmm(blocks, first.bias.view(g.groups, -1, 1)).flatten()
+    return moved if second.bias is None else moved + second.bias
 
 
-def cost(layer: Affine) -> int:
-    """Weights that a layer multiplies with, at each output position."""
-    return layer.scale.numel() if isinstance(layer, Scale) else layer.weight.numel()
+def multiplications(first: Geometry, second: Geometry) -> int:
+    """Multiply-adds that merging costs: what the best order of merging a chain is chosen by."""
+    positions = math.prod(first.kernel) * math.prod(second.kernel)
+    common, a, b = _blocks(first, second)
+    inner = first.outputs // (common * a * b)
+    return positions * common * a * b * (second.outputs // (common * b)) * inner * (first.inputs // (common * a))
 
 
-def zeros_like_bias(weight: Tensor) -> Tensor:
-    """A zero bias for a layer that has none."""
-    return torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
+def _blocks(first: Geometry, second: Geometry) -> tuple[int, int, int]:
+    """(common groups, first's own within one, second's own within one); at most one of the last two above 1."""
+    common = math.gcd(first.groups, second.groups)
+    a, b = first.groups // common, second.groups // common
+    return common, (1 if b > 1 else a), b
+
+
+def _composed_weight(first: Affine, second: Affine, geometry: Geometry) -> Tensor:
+    """Direct convolution of the kernels: one product of matrices for each pair of kernel positions."""
+    g, h = first.geometry, second.geometry
+    common, a, b = _blocks(g, h)
+    blocks = common * a * b
+    w1 = first.weight if g.groups == common * a else regrouped(first, common).weight
+    inner = g.outputs // blocks
+    # (positions, blocks, rows, columns): a block of the second's matrix times one of the first's
+    w2 = second.weight.reshape(common, b, h.outputs // (common * b), a, inner, -1).permute(5, 0, 1, 3, 2, 4)
+    w2 = w2.reshape(-1, blocks, h.outputs // (common * b), inner)
+    w1 = w1.reshape(blocks, inner, g.inputs // (common * a), -1).permute(3, 0, 1, 2).contiguous()
+    where1, where2 = _places(g, geometry, (1,) * g.dims), _places(h, geometry, g.stride)
+    total = torch.zeros(math.prod(geometry.kernel), blocks, w2.shape[2], w1.shape[3], dtype=torch.float64)
+    total = total.to(w1.device)
+    for v, at2 in enumerate(where2):
+        for u, at1 in enumerate(where1):
+            target = total[_number([i + j for i, j in zip(at1, at2, strict=True)], geometry.kernel)]
+            if inner == 1:
+                target.addcmul_(w2[v], w1[u])
+            else:
+                target.baddbmm_(w2[v], w1[u])
+    total = total.view(*geometry.kernel, common, b, a, w2.shape[2], w1.shape[3])
+    d = geometry.dims
+    total = total.permute(d, d + 1, d + 3, d + 2, d + 4, *range(d))
+    return total.reshape(geometry.outputs, geometry.inputs // geometry.groups, *geometry.kernel)
+
+
+def _places(g: Geometry, merged: Geometry, step: Size) -> list[list[int]]:
+    """Where each kernel position of `g` (whose inputs are `step` apart) lies in the merged kernel."""
+    factors = [
+        d * s // m if k > 1 else 0 for k, d, s, m in zip(g.kernel, g.dilation, step, merged.dilation, strict=True)
+    ]
+    return [[i * f for i, f in zip(at, factors, strict=True)] for at in itertools.product(*map(range, g.kernel))]
+
+
+def _number(at: Sequence[int], kernel: Size) -> int:
+    number = 0
+    for i, k in zip(at, kernel, strict=True):
+        number = number * k + i
+    return number
+
+
+def regrouped(layer: Affine, groups: int) -> Affine:
+    """The same layer with fewer groups (a divisor), zeros where a group didn't read."""
+    g = layer.geometry
+    if groups == g.groups:
+        return layer
+    inside, rows, columns = g.groups // groups, g.outputs // g.groups, g.inputs // g.groups
+    wide = layer.weight.new_zeros(groups, inside, rows, inside, columns, *g.kernel)
+    given = layer.weight.reshape(groups, inside, rows, columns, *g.kernel)
+    for i in range(inside):
+        wide[:, i, :, i] = given[:, i]
+    weight = wide.reshape(g.outputs, g.inputs // groups, *g.kernel)
+    return Affine(replace(g, groups=groups), weight, layer.bias)
+
+
+# --- side by side ----------------------------------------------------------------------------------
+
+
+def compose_sum(parts: Sequence[Geometry], size: Size) -> Geometry:
+    """The geometry of Σ part(x) as one layer, for parts that read the same x of `size`.
+
+    Raises:
+        CannotMerge: parts of different strides or channels, or with a padding that isn't zeros.
+    """
+    one = parts[0]
+    if len(parts) == 1:
+        return one
+    outputs = {part.output_size(size) for part in parts}
+    if len(outputs) > 1 or len({(p.inputs, p.outputs, p.dims) for p in parts}) > 1:
+        raise CannotMerge("branches of different shapes")
+    if any(part.mode != "zeros" for part in parts):
+        raise CannotMerge("a branch whose padding isn't zeros")
+    stride = _common_stride(parts, next(iter(outputs)))
+    kernel, padding, dilation = [], [], []
+    for i, n in enumerate(size):
+        low = max(part.padding[i][0] for part in parts)
+        steps = [low - part.padding[i][0] for part in parts] + [p.dilation[i] for p in parts if p.kernel[i] > 1]
+        step = math.gcd(*steps) or 1
+        reach = max(low - part.padding[i][0] + part.span[i] for part in parts)
+        out = parts[0].output_size(size)[i]
+        needed = (out - 1) * stride[i] + reach + 1 - n - low
+        fits = [high for high in (low, 0) if high >= needed and (n + low + high - reach - 1) // stride[i] + 1 == out]
+        kernel.append(reach // step + 1)
+        padding.append((low, fits[0] if fits else needed))
+        dilation.append(step)
+    kinds = {part.bias for part in parts}
+    bias = "map" if "map" in kinds else "channel" if "channel" in kinds else "none"
+    groups = math.gcd(*(part.groups for part in parts))
+    uniform = all(part.uniform for part in parts) and len({(p.kernel, p.padding) for p in parts}) == 1
+    return Geometry(
+        one.inputs, one.outputs, tuple(kernel), stride, tuple(padding), tuple(dilation), groups, bias, uniform
+    )
+
+
+def _common_stride(parts: Sequence[Geometry], out: Size) -> Size:
+    """The strides, which must agree where there is more than one output position."""
+    found = []
+    for i, n in enumerate(out):
+        steps = {part.stride[i] for part in parts}
+        if len(steps) > 1 and n > 1:
+            raise CannotMerge("branches of different strides")
+        found.append(max(steps))
+    return tuple(found)
+
+
+def merge_sum(parts: Sequence[Affine], size: Size) -> Affine:
+    """The one layer that computes Σ part(x). Arguments and errors as `compose_sum`."""
+    geometry = compose_sum([part.geometry for part in parts], size)
+    if len(parts) == 1:
+        return parts[0]
+    shape = (geometry.outputs, geometry.inputs // geometry.groups, *geometry.kernel)
+    weight = torch.zeros(shape, dtype=torch.float64, device=parts[0].weight.device)
+    for part in parts:
+        g = part.geometry
+        places = tuple(
+            slice((p[0] - q[0]) // m, (p[0] - q[0] + span) // m + 1, max(1, d // m) if k > 1 else 1)
+            for p, q, span, d, m, k in zip(
+                geometry.padding, g.padding, g.span, g.dilation, geometry.dilation, g.kernel, strict=True
+            )
+        )
+        weight[(slice(None), slice(None), *places)] += regrouped(part, geometry.groups).weight
+    biases = [_shaped_bias(part.bias, geometry) for part in parts if part.bias is not None]
+    return Affine(geometry, weight, sum(biases[1:], biases[0]) if biases else None)
+
+
+def _shaped_bias(bias: Tensor, geometry: Geometry) -> Tensor:
+    return bias.view(-1, *[1] * geometry.dims) if geometry.bias == "map" and bias.ndim == 1 else bias
+
+
+# --- other forms of the same layer -----------------------------------------------------------------
+
+
+def over_image(geometry: Geometry, channels: int, size: Size) -> Geometry:
+    """A dense layer that reads a flattened (channels, *size) image, as a convolution of that kernel."""
+    ones = (1,) * len(size)
+    return replace(
+        geometry, inputs=channels, kernel=tuple(size), stride=ones, padding=((0, 0),) * len(size), dilation=ones
+    )
+
+
+def as_image_layer(layer: Affine, channels: int, size: Size) -> Affine:
+    """`over_image` with the numbers."""
+    weight = layer.weight.reshape(layer.geometry.outputs, channels, *size)
+    return Affine(over_image(layer.geometry, channels, size), weight, layer.bias)
+
+
+def lifted(geometry: Geometry, dims: int) -> Geometry:
+    """A layer of features as one of images with a single position."""
+    ones = (1,) * dims
+    return replace(geometry, kernel=ones, stride=ones, padding=((0, 0),) * dims, dilation=ones)
+
+
+def as_lifted(layer: Affine, dims: int) -> Affine:
+    """`lifted` with the numbers."""
+    return Affine(lifted(layer.geometry, dims), layer.weight.view(*layer.weight.shape, *[1] * dims), layer.bias)
+
+
+def as_dense(layer: Affine, size: Size) -> Affine:
+    """A layer with one output position as a dense layer on the flattened input; padding is cut away."""
+    g = layer.geometry
+    wide = regrouped(layer, 1).weight
+    for i, (n, (low, _), step) in enumerate(zip(size, g.padding, g.dilation, strict=True)):
+        at = torch.arange(g.kernel[i]) * step - low
+        inside = (at >= 0) & (at < n)
+        full = wide.new_zeros(*wide.shape[: 2 + i], n, *wide.shape[3 + i :])
+        full.index_copy_(
+            2 + i, at[inside].to(wide.device), wide.index_select(2 + i, inside.nonzero()[:, 0].to(wide.device))
+        )
+        wide = full
+    bias = None if layer.bias is None else layer.bias.reshape(-1)
+    return dense(wide.reshape(g.outputs, -1), bias)
+
+
+def pooled(layer: Affine) -> Affine:
+    """What follows the average pool in a uniform layer: a 1×1 layer."""
+    g = layer.geometry
+    ones = (1,) * g.dims
+    weight = layer.weight.flatten(2)[:, :, 0].reshape(*layer.weight.shape[:2], *ones) * math.prod(g.kernel)
+    geometry = replace(g, kernel=ones, stride=ones, padding=((0, 0),) * g.dims, dilation=ones, uniform=False)
+    return Affine(geometry, weight, layer.bias)

@@ -30,6 +30,7 @@ from linl.devices import (
     pick_device,
     pick_precision,
 )
+from linl.graph import evaluating
 from linl.units import fuse_kernels_, nonlinearity, param_groups, penalty, project_
 
 
@@ -82,6 +83,12 @@ RECIPES: dict[str, Recipe] = {
     # ours, for a few epochs: the same ratio of the two rates, one cycle instead of a long plateau
     "linlnet-short": Recipe(epochs=10, batch_size=128, lr=5e-2, unit_lr=5e-3, schedule="onecycle", init="linlnet"),
     "linlnet-digits": Recipe(epochs=20, batch_size=32, lr=5e-2, unit_lr=5e-3, schedule="onecycle", init="linlnet"),
+    # Layer Folding's code: pre-folding with the penalty, then fine-tuning; its learning-rate steps lie after the end
+    "layer-folding": Recipe(epochs=100, batch_size=128, lr=1e-3, unit_lr=None, weight_decay=0.0, unit_weight_decay=None, schedule="constant", penalty=0.25),  # noqa: E501
+    "layer-folding-vgg": Recipe(epochs=100, batch_size=128, lr=1e-3, unit_lr=None, unit_weight_decay=None, decay_every=50, penalty=0.25),  # noqa: E501
+    "fine-tune": Recipe(epochs=100, batch_size=128, lr=1e-3, weight_decay=0.0, schedule="constant"),
+    # ours, for a few epochs: one cycle at a rate from which a damaged network recovers
+    "fine-tune-short": Recipe(epochs=10, batch_size=128, lr=1e-2, schedule="onecycle"),
     # the same for MobileNetV2 and EfficientNet-Lite, which LiNLNet's paper doesn't have: their own weights to start
     "mobile-short": Recipe(epochs=10, batch_size=128, lr=5e-2, unit_lr=5e-3, schedule="onecycle"),
     "mobile-digits": Recipe(epochs=20, batch_size=32, lr=5e-2, unit_lr=5e-3, schedule="onecycle"),
@@ -310,21 +317,18 @@ def evaluate(net: nn.Module, data, split: str = "test", *, precision: str = "fp3
     """Scores a network on a split, in eval mode; its mode is restored."""
     parameter = next(net.parameters(), None)
     where = parameter.device if parameter is not None else torch.device("cpu")
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
     loss, first, five, seen = 0.0, 0, 0, 0
-    for images, labels in data.to(where).batches(split, batch_size):
-        if images.ndim == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
-        with autocast(where, precision):
-            logits = net(images).float()
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        first += ranked[:, 0].sum().item()
-        five += ranked.any(1).sum().item()
-        seen += len(labels)
-    for module, training in modes:
-        module.training = training
+    with evaluating(net):
+        for images, labels in data.to(where).batches(split, batch_size):
+            if images.ndim == 4:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with autocast(where, precision):
+                logits = net(images).float()
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            first += ranked[:, 0].sum().item()
+            five += ranked.any(1).sum().item()
+            seen += len(labels)
     return Score(loss / seen, first / seen, five / seen, seen)
 
 

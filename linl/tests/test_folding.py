@@ -88,11 +88,14 @@ def test_dense_layers_in_a_row_with_dropout_and_views_between():
     )  # fmt: skip
     net = shaken(net).double().eval()
     x = torch.randn(5, 12, dtype=D)
-    small = linl.fold(net, x)
+    small = linl.fold(net, x, objective="parameters")
     same(net, small, x)
     shapes = [tuple(m.weight.shape) for m in small.modules() if isinstance(m, nn.Linear)]
     assert shapes == [(20, 12), (3, 20)]
-    assert small.fold_report.merged == 4 and (small.fold_report.table["verdict"] == "exact").all()
+    report = small.fold_report
+    assert (
+        report.merged == 2 and (report.table["verdict"] == "exact").all() and report.table["layers"].tolist() == [3, 2]
+    )
 
 
 def test_a_bottleneck_is_merged_only_for_depth():
@@ -103,7 +106,7 @@ def test_a_bottleneck_is_merged_only_for_depth():
         kept = linl.fold(net, x, objective=objective)
         assert len(list(kept.modules())) == 3
         row = kept.fold_report.table.iloc[0]
-        assert row["verdict"] == "refused" and "more weights" in row["reason"]
+        assert row["verdict"] == "refused" and f"would not pay ({objective}): 4,160 numbers" in row["reason"]
     merged = linl.fold(net, x, objective="depth")
     same(net, merged, x)
     assert linl.cost.depth(merged) == 1
@@ -130,8 +133,8 @@ def test_refusals_carry_their_reason():
     small = linl.fold(net, x)
     same(net, small, x)
     report = small.fold_report.table
-    reasons = dict(zip(report["second"], report["reason"], strict=False))
-    assert reasons["norm"] == "" and reasons["pooled"] == "a max-pool in between"
+    reasons = dict(zip(report["last"], report["reason"], strict=False))
+    assert reasons["norm"] == "" and reasons["pooled"] == "max_pool2d in between"
     assert "more than once" in reasons["twice"]
     assert reasons["loose"] == "BatchNorm without running statistics"
     assert "used elsewhere too" in reasons["fc2"]
@@ -168,8 +171,8 @@ def test_what_must_not_be_folded_is_said_before_any_work():
     net.eval()
     with pytest.raises(ValueError, match="unknown objective 'speed'"):
         linl.fold(net, x, objective="speed")
-    with pytest.raises(ValueError, match="border='interior'"):
-        linl.fold(net, x, border="interior")
+    with pytest.raises(ValueError, match="unknown border 'any': choose from exact, interior"):
+        linl.fold(net, x, border="any")
     with pytest.raises(ValueError, match=r"1 trainable units are left: call linl.harden"):
         linl.fold(nn.Sequential(nn.Linear(4, 4), linl.LiNLU()).eval(), x)
 
@@ -217,8 +220,8 @@ def checked(net, x):
 def test_a_batchnorm_over_another_axis_stays():
     for outputs in (5, 7):
         net = nn.Sequential(nn.Linear(6, outputs), nn.BatchNorm1d(5), nn.ReLU())
-        _, reasons = checked(net, torch.randn(4, 5, 6))
-        assert "another axis" in reasons[0]
+        small, _ = checked(net, torch.randn(4, 5, 6))
+        assert [type(m) for m in small.children()] == [nn.Linear, nn.BatchNorm1d, nn.ReLU]
 
 
 def test_flattening_that_moves_numbers_stays():
@@ -243,7 +246,7 @@ class Shared(nn.Module):
 
 def test_what_is_shared_stays_as_it_is():
     _, reasons = checked(Shared(), torch.randn(3, 4))
-    assert "a layer that is used more than once" in reasons
+    assert any("shared parameters: with the attribute e.weight" in reason for reason in reasons)
 
 
 def test_hooked_layers_stay_and_keywords_are_understood():

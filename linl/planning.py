@@ -1,0 +1,271 @@
+"""Which links of a linear run should become one layer: the best set of merges, not the greedy one.
+
+A plan cuts a chain into steps. Merging changes costs both ways (two 3×3 convolutions have fewer weights than
+the one 5×5 they make, an inverted bottleneck has more than the one 3×3), so the best cut is found by dynamic
+programming over all of them, the idea of Kim et al., ICML 2023, section 4, with the merged layer's cost
+looked up, or measured on this machine, instead of a learned importance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from linl import merge as algebra
+from linl.chains import Fork, Link
+from linl.merge import Affine, CannotMerge, Geometry, Size
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a layer costs: layers (0 or 1), numbers stored, multiply-adds an example, milliseconds."""
+
+    layers: int = 0
+    numbers: int = 0
+    macs: int = 0
+    ms: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.layers + other.layers, self.numbers + other.numbers, self.macs + other.macs, self.ms + other.ms
+        )
+
+
+OBJECTIVES: dict[str, Callable[[Cost], tuple]] = {
+    "latency": lambda c: (c.ms, c.layers, c.macs, c.numbers),
+    "parameters": lambda c: (c.numbers, c.layers, c.macs),
+    "macs": lambda c: (c.macs, c.layers, c.numbers),
+    "depth": lambda c: (c.layers, c.macs, c.numbers),
+}
+"""What is made small, then what decides between equals."""
+
+
+@dataclass
+class Step:
+    """Some links of a chain and what they become.
+
+    Attributes:
+        links: in order.
+        geometry: of the one layer they become; None where they stay as they are.
+        branches: for a kept fork, the plans of its branches.
+        before, after: costs.
+    """
+
+    links: list[Link | Fork]
+    geometry: Geometry | None
+    before: Cost
+    after: Cost
+    branches: list[list[Step]] | None = None
+
+    @property
+    def size(self) -> Size:
+        """Spatial size of the input."""
+        return self.links[0].size
+
+    @property
+    def flat(self) -> bool:
+        """Whether an image goes in and features come out."""
+        return bool(self.size) and any(link.flat for link in self.links)
+
+
+# --- what a run of links is as one layer -----------------------------------------------------------
+
+
+def geometry_of(links: Sequence[Link | Fork], border: str) -> Geometry:
+    """The geometry of consecutive links as one layer.
+
+    Raises:
+        CannotMerge: there is no such layer, under this border.
+    """
+    total = _own_geometry(links[0], border)
+    for link in links[1:]:
+        total = algebra.compose(total, _met(_own_geometry(link, border), total), links[0].size, border)
+    return total
+
+
+def _own_geometry(link: Link | Fork, border: str) -> Geometry:
+    if isinstance(link, Link):
+        return link.geometry
+    parts = [geometry_of(branch, border) if branch else _identity(link) for branch in link.branches]
+    return algebra.compose_sum(parts, link.size)
+
+
+def _identity(fork: Fork) -> Geometry:
+    dims = len(fork.size)
+    return algebra.copy_geometry(fork.channels, (1,) * dims, ((0, 0),) * dims)
+
+
+def _met(geometry: Geometry, before: Geometry) -> Geometry:
+    """A layer of features behind an image of one position."""
+    return algebra.lifted(geometry, before.dims) if geometry.dims == 0 < before.dims else geometry
+
+
+def merged(links: Sequence[Link | Fork], border: str) -> Affine:
+    """The links as one layer, in float64, multiplied in the order that costs least (a matrix chain)."""
+    geometries = [_own_geometry(link, border) for link in links]
+    geometries = [geometries[0], *(_met(g, geometries[0]) for g in geometries[1:])]
+    sizes = [link.size or (1,) * geometries[0].dims for link in links]
+    count = len(links)
+    whole = {(i, i): g for i, g in enumerate(geometries)}
+    work, cut = {(i, i): 0 for i in range(count)}, {}
+    for length in range(1, count):
+        for i in range(count - length):
+            j = i + length
+            ways = [
+                (work[i, k] + work[k + 1, j] + algebra.multiplications(whole[i, k], whole[k + 1, j]), k)
+                for k in range(i, j)
+                if (i, k) in whole and (k + 1, j) in whole
+            ]
+            if not ways:
+                continue
+            work[i, j], cut[i, j] = min(ways)
+            whole[i, j] = algebra.compose(whole[i, cut[i, j]], whole[cut[i, j] + 1, j], sizes[i], border)
+
+    def build(i: int, j: int) -> Affine:
+        if i == j:
+            layer = _own_layer(links[i], border)
+            lift = layer.geometry.dims == 0 < geometries[0].dims
+            return algebra.as_lifted(layer, geometries[0].dims) if lift else layer
+        k = cut[i, j]
+        return algebra.merge(build(i, k), build(k + 1, j), sizes[i], border)
+
+    return build(0, count - 1)
+
+
+def _own_layer(link: Link | Fork, border: str) -> Affine:
+    if isinstance(link, Link):
+        return link.layer()
+    parts = []
+    for branch, sign in zip(link.branches, link.signs, strict=True):
+        dims = len(link.size)
+        part = merged(branch, border) if branch else algebra.copy(link.channels, (1,) * dims, ((0, 0),) * dims)
+        if sign < 0:
+            part = replace(part, weight=-part.weight, bias=None if part.bias is None else -part.bias)
+        parts.append(part)
+    return algebra.merge_sum(parts, link.size)
+
+
+# --- costs -----------------------------------------------------------------------------------------
+
+
+def cost_of(geometry: Geometry, size: Size, kind: str = "conv", flat: bool = False) -> Cost:
+    """What a layer costs, without the time it takes.
+
+    Args:
+        size: spatial size of the input.
+        kind: as in `Link`.
+        flat: the layer turns an image into features, as a dense layer over all of it.
+    """
+    if kind in ("copy", "pool"):
+        return Cost()
+    out = geometry.output_size(size)
+    positions = math.prod(out)
+    bias = {"none": 0, "channel": geometry.outputs, "map": geometry.outputs * positions}[geometry.bias]
+    if kind == "scale":
+        return Cost(numbers=geometry.outputs + bias)
+    weights = geometry.weights()
+    if flat and not geometry.uniform:
+        weights = geometry.outputs * geometry.inputs * math.prod(size)
+    return Cost(1, weights + bias, weights * positions)
+
+
+Timer = Callable[[Geometry, Size, str, bool], float]
+"""Milliseconds of a layer: (geometry, size, kind, flat)."""
+
+
+def plan(
+    links: Sequence[Link | Fork],
+    objective: str = "depth",
+    border: str = "exact",
+    timer: Timer | None = None,
+    most: int | None = None,
+) -> list[Step]:
+    """The cheapest way to write consecutive links as layers.
+
+    Args:
+        links: of one chain.
+        objective: a key of `OBJECTIVES`; "latency" needs the timer.
+        border: "exact" or "interior".
+        most: at most so many convolutions and dense layers become one: 1 only takes BatchNorms in.
+
+    Returns: steps in order, together all links.
+    """
+    price = OBJECTIVES[objective]
+    timer = timer if objective == "latency" and layers_in(links) > 1 and most != 1 else None
+    kept = [_kept(link, objective, border, timer, most) for link in links]
+    joint = _joint_geometries(links, border)
+    best: list[tuple] = [((), 0, Cost(), [])]  # price, steps, cost, steps of the cheapest plan for the first j links
+    for j in range(1, len(links) + 1):
+        ways = []
+        for i in range(j):
+            candidates = [kept[j - 1]] if i == j - 1 else []
+            if (i, j) in joint and (most is None or layers_in(links[i:j]) <= most):
+                candidates.append(_joined(links[i:j], kept[i:j], joint[i, j], timer))
+            for candidate in filter(None, candidates):
+                total = best[i][2] + candidate.after
+                ways.append((price(total), len(best[i][3]) + 1, total, [*best[i][3], candidate]))
+        best.append(min(ways, key=lambda way: way[:2]))
+    return best[-1][3]
+
+
+def _joint_geometries(links: Sequence[Link | Fork], border: str) -> dict[tuple[int, int], Geometry]:
+    """(i, j) to the geometry of links i … j−1 as one layer, where there is one and it is new."""
+    found = {}
+    for i, link in enumerate(links):
+        try:
+            total = _own_geometry(link, border)
+            if isinstance(link, Fork):
+                found[i, i + 1] = total
+            for j in range(i + 1, len(links)):
+                total = algebra.compose(total, _met(_own_geometry(links[j], border), total), links[i].size, border)
+                found[i, j + 1] = total
+        except CannotMerge:
+            continue  # nor can anything longer that starts here
+    return found
+
+
+def layers_in(links: Sequence[Link | Fork]) -> int:
+    """Convolutions and dense layers among the links and inside their forks."""
+    count = 0
+    for link in links:
+        count += sum(map(layers_in, link.branches)) if isinstance(link, Fork) else link.kind == "conv"
+    return count
+
+
+def _kept(link: Link | Fork, objective: str, border: str, timer: Timer | None, most: int | None) -> Step:
+    if isinstance(link, Fork):
+        branches = [plan(branch, objective, border, timer, most) if branch else [] for branch in link.branches]
+        steps = [step for branch in branches for step in branch]
+        before = sum((step.before for step in steps), Cost())
+        return Step([link], None, before, sum((step.after for step in steps), Cost()), branches)
+    cost = _timed(cost_of(link.geometry, link.size, link.kind, link.flat), link.geometry, link.size, link.kind,
+                  link.flat, timer)  # fmt: skip
+    return Step([link], None, cost, cost)
+
+
+def _joined(links: Sequence[Link | Fork], kept: Sequence[Step], geometry: Geometry, timer: Timer | None) -> Step | None:
+    """The links as one layer; None where that can't pay."""
+    if not layers_in(links):
+        return None  # a pool and a factor are no convolution, and shouldn't become one
+    before, cost = sum((step.before for step in kept), Cost()), joint_cost(links, geometry)
+    flat = bool(links[0].size) and any(link.flat for link in links)
+    if cost.numbers > LARGEST or (timer is not None and cost.macs > HOPELESS * max(1, before.macs)):
+        return None
+    return Step(list(links), geometry, before, _timed(cost, geometry, links[0].size, "conv", flat, timer))
+
+
+def joint_cost(links: Sequence[Link | Fork], geometry: Geometry) -> Cost:
+    """What the links cost as one layer, without the time."""
+    return cost_of(geometry, links[0].size, "conv", bool(links[0].size) and any(link.flat for link in links))
+
+
+LARGEST = 2**28
+"""Numbers of the largest layer that is built: 2 GiB in float64."""
+
+HOPELESS = 2.5
+"""A layer with that many times the multiply-adds of what it replaces is not even timed."""
+
+
+def _timed(cost: Cost, geometry: Geometry, size: Size, kind: str, flat: bool, timer: Timer | None) -> Cost:
+    return cost if timer is None else replace(cost, ms=timer(geometry, size, kind, flat))
