@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor, fx, nn
 
-from linl.chains import Fork, Link
+from linl.affine import Affine
+from linl.chains import Fork
 from linl.graph import clone, evaluating
-from linl.merge import Affine
+from linl.operations import Link
 
 
 @dataclass(frozen=True)

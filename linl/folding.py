@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from linl import rewriting
-from linl.chains import Fork, Link, find
+from linl.affine import Affine
+from linl.chains import Fork, find
 from linl.checking import error, interior_of, values
 from linl.cost import latencies
 from linl.graph import evaluating, shapes, trace
-from linl.merge import Affine
+from linl.operations import Link
 from linl.planning import OBJECTIVES, Step, layers_in, merged, plan
 from linl.reports import COLUMNS, FoldReport, Place, left_over, row_of, undone
 from linl.timing import built, layer_timer

@@ -1,13 +1,8 @@
 """The algebra of affine layers: from (weight, bias, geometry) to (weight, bias, geometry).
 
-One record, `Affine`, stands for every layer that is linear up to a bias: a convolution of any kernel, stride,
-padding, dilation and groups; a dense layer (a convolution over no dimension); BatchNorm in evaluation, a fixed
-factor, an average pool, a zero padding, a subsampling (depthwise convolutions all). Pure functions on
-records; no modules, no graphs. Reading order is the network's: `merge(first, second)` computes
-second(first(x)). All arithmetic is float64, whatever comes in; `folding` casts back at the end.
-
-What can be merged is decided on `Geometry` alone (`compose`, `compose_sum`), so that a plan over hundreds of
-candidates costs no arithmetic.
+Pure functions on the records of `affine`; no modules, no graphs. Reading order is the network's:
+`merge(first, second)` computes second(first(x)). What can be merged is decided on `Geometry` alone (`compose`,
+`compose_sum`), so that a plan over hundreds of candidates costs no arithmetic.
 
 **Borders.** second pads what first produced with zeros; one merged kernel sees first's own values there
 instead. The linear part agrees nevertheless wherever first, continued beyond its output, no longer reads its
@@ -20,198 +15,36 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-Size = tuple[int, ...]
-Padding = tuple[tuple[int, int], ...]
+from linl.affine import (
+    Affine,
+    CannotMerge,
+    Geometry,
+    Padding,
+    Size,
+    as_dense,
+    as_image_layer,
+    as_lifted,
+    average_pool,
+    batchnorm,
+    conv,
+    copy,
+    dense,
+    lifted,
+    over_image,
+    pooled,
+    regrouped,
+    scale,
+)
 
-
-class CannotMerge(ValueError):  # noqa: N818 - an answer, not a fault
-    """These layers have no exact merge; the message says why."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where an affine layer reads, everything of it but its numbers.
-
-    Attributes:
-        inputs, outputs: channels (features of a dense layer).
-        kernel, stride, dilation: one number a spatial dimension; () for a dense layer.
-        padding: zeros (before, after) in each dimension; below 0 cuts off.
-        groups: of the channels.
-        bias: "none", "channel" (one number a channel) or "map" (one a channel and output position).
-        uniform: the same weight at every position of the kernel: an average pool and a 1×1 layer.
-        mode: what padding holds, torch's `padding_mode`.
-    """
-
-    inputs: int
-    outputs: int
-    kernel: Size = ()
-    stride: Size = ()
-    padding: Padding = ()
-    dilation: Size = ()
-    groups: int = 1
-    bias: str = "channel"
-    uniform: bool = False
-    mode: str = "zeros"
-
-    @property
-    def dims(self) -> int:
-        """Spatial dimensions."""
-        return len(self.kernel)
-
-    @property
-    def span(self) -> Size:
-        """Distance from the first to the last input that one output reads, in each dimension."""
-        return tuple((k - 1) * d for k, d in zip(self.kernel, self.dilation, strict=True))
-
-    @property
-    def padded(self) -> bool:
-        """Whether anything is added at a border."""
-        return any(side > 0 for pair in self.padding for side in pair)
-
-    def output_size(self, size: Size) -> Size:
-        """Spatial size of the output for an input of `size`."""
-        return tuple(
-            (n + low + high - span - 1) // step + 1
-            for n, (low, high), span, step in zip(size, self.padding, self.span, self.stride, strict=True)
-        )
-
-    def weights(self) -> int:
-        """Numbers that the layer multiplies with at each output position."""
-        positions = 1 if self.uniform else math.prod(self.kernel)
-        return self.outputs * (self.inputs // self.groups) * positions
-
-
-@dataclass(frozen=True)
-class Affine:
-    """A layer: geometry, weight (outputs, inputs / groups, *kernel) and bias (outputs, [*output size]) or None."""
-
-    geometry: Geometry
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The layer applied to (N, inputs, *size), or for a dense one to (…, inputs)."""
-        g = self.geometry
-        if not g.dims:
-            return F.linear(x, regrouped(self, 1).weight, self.bias)
-        shaped = _padded(x, g)
-        y = _CONV[g.dims](shaped, self.weight, None, g.stride, 0, g.dilation, g.groups)
-        if self.bias is None:
-            return y
-        return y + (self.bias if self.bias.ndim > 1 else self.bias.view(-1, *[1] * g.dims))
-
-
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_CONV_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
-def _padded(x: Tensor, g: Geometry) -> Tensor:
-    if not any(side for pair in g.padding for side in pair):
-        return x
-    return F.pad(x, pad_argument(g.padding), "constant" if g.mode == "zeros" else g.mode)
-
-
-def pad_argument(padding: Padding) -> list[int]:
-    """Padding as torch.nn.functional.pad wants it: the last dimension first."""
-    return [side for pair in reversed(padding) for side in pair]
-
-
-# --- makers ----------------------------------------------------------------------------------------
-
-
-def dense(weight: Tensor, bias: Tensor | None = None) -> Affine:
-    """y = weight·x + bias; weight (out, in), bias (out,)."""
-    outputs, inputs = weight.shape
-    return Affine(Geometry(inputs, outputs, bias=_kind(bias)), weight.double(), _double(bias))
-
-
-def conv(
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Size | int = 1,
-    padding: Padding | Size | int = 0,
-    dilation: Size | int = 1,
-    groups: int = 1,
-    mode: str = "zeros",
-) -> Affine:
-    """A convolution as torch has it; padding also as pairs (before, after). Numbers stand for every dimension."""
-    geometry = conv_geometry(tuple(weight.shape), bias is not None, stride, padding, dilation, groups, mode)
-    return Affine(geometry, weight.double(), _double(bias))
-
-
-def conv_geometry(shape, has_bias, stride=1, padding=0, dilation=1, groups=1, mode="zeros") -> Geometry:
-    """The geometry of `conv` from its weight's shape, without the numbers."""
-    dims = len(shape) - 2
-    pairs = tuple((p, p) if isinstance(p, int) else tuple(p) for p in _each(padding, dims))
-    bias = "channel" if has_bias else "none"
-    return Geometry(
-        shape[1] * groups, shape[0], tuple(shape[2:]), _each(stride, dims), pairs, _each(dilation, dims), groups, bias,
-        mode=mode,
-    )  # fmt: skip
-
-
-def scale_geometry(channels: int, dims: int, bias: str = "channel") -> Geometry:
-    """The geometry of a factor and a shift for each channel."""
-    ones = (1,) * dims
-    return Geometry(channels, channels, ones, ones, ((0, 0),) * dims, ones, channels, bias)
-
-
-def scale(factor: Tensor, shift: Tensor | None, dims: int) -> Affine:
-    """y[c] = factor[c]·x[c] + shift[c] over `dims` spatial dimensions; both (C,)."""
-    geometry = scale_geometry(len(factor), dims, _kind(shift))
-    return Affine(geometry, factor.double().view(-1, 1, *[1] * dims), _double(shift))
-
-
-def batchnorm(mean: Tensor, variance: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None, dims: int):
-    """BatchNorm in evaluation: factor = γ/√(var + ε), shift = β − mean·factor. All arguments (C,)."""
-    factor = (variance.double() + eps).rsqrt()
-    if weight is not None:
-        factor = factor * weight.double()
-    shift = -mean.double() * factor
-    return scale(factor, shift if bias is None else shift + bias.double(), dims)
-
-
-def pool_geometry(channels: int, kernel: Size, stride: Size, padding: Padding) -> Geometry:
-    """The geometry of an average pool that counts padding as zeros."""
-    ones = (1,) * len(kernel)
-    return Geometry(channels, channels, kernel, stride, padding, ones, channels, "none", uniform=True)
-
-
-def average_pool(channels: int, kernel: Size, stride: Size, padding: Padding, divisor: int | None = None) -> Affine:
-    """An average pool that counts padding as zeros (torch's `count_include_pad=True`)."""
-    weight = torch.full((channels, 1, *kernel), 1 / (divisor or math.prod(kernel)), dtype=torch.float64)
-    return Affine(pool_geometry(channels, kernel, stride, padding), weight, None)
-
-
-def copy_geometry(channels: int, stride: Size, padding: Padding) -> Geometry:
-    """The geometry of a layer that only pads, cuts off or takes every n-th position."""
-    ones = (1,) * len(stride)
-    return Geometry(channels, channels, ones, stride, padding, ones, channels, "none")
-
-
-def copy(channels: int, stride: Size, padding: Padding) -> Affine:
-    """Zero padding, cutting off and subsampling: every output is one input."""
-    weight = torch.ones(channels, 1, *[1] * len(stride), dtype=torch.float64)
-    return Affine(copy_geometry(channels, stride, padding), weight, None)
-
-
-def _each(value, dims: int) -> tuple:
-    return tuple(value) if isinstance(value, Sequence) else (value,) * dims
-
-
-def _kind(bias: Tensor | None) -> str:
-    return "none" if bias is None else "channel"
-
-
-def _double(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.double()
-
+__all__ = [
+    "Affine", "CannotMerge", "Geometry", "Padding", "Size", "as_dense", "as_image_layer", "as_lifted", "average_pool",
+    "batchnorm", "compose", "compose_sum", "conv", "copy", "dense", "lifted", "merge", "merge_sum", "multiplications",
+    "over_image", "pooled", "regrouped", "scale",
+]  # fmt: skip
 
 # --- one after the other ---------------------------------------------------------------------------
 
@@ -387,20 +220,6 @@ def _number(at: Sequence[int], kernel: Size) -> int:
     return number
 
 
-def regrouped(layer: Affine, groups: int) -> Affine:
-    """The same layer with fewer groups (a divisor), zeros where a group didn't read."""
-    g = layer.geometry
-    if groups == g.groups:
-        return layer
-    inside, rows, columns = g.groups // groups, g.outputs // g.groups, g.inputs // g.groups
-    wide = layer.weight.new_zeros(groups, inside, rows, inside, columns, *g.kernel)
-    given = layer.weight.reshape(groups, inside, rows, columns, *g.kernel)
-    for i in range(inside):
-        wide[:, i, :, i] = given[:, i]
-    weight = wide.reshape(g.outputs, g.inputs // groups, *g.kernel)
-    return Affine(replace(g, groups=groups), weight, layer.bias)
-
-
 # --- side by side ----------------------------------------------------------------------------------
 
 
@@ -473,56 +292,3 @@ def merge_sum(parts: Sequence[Affine], size: Size) -> Affine:
 
 def _shaped_bias(bias: Tensor, geometry: Geometry) -> Tensor:
     return bias.view(-1, *[1] * geometry.dims) if geometry.bias == "map" and bias.ndim == 1 else bias
-
-
-# --- other forms of the same layer -----------------------------------------------------------------
-
-
-def over_image(geometry: Geometry, channels: int, size: Size) -> Geometry:
-    """A dense layer that reads a flattened (channels, *size) image, as a convolution of that kernel."""
-    ones = (1,) * len(size)
-    return replace(
-        geometry, inputs=channels, kernel=tuple(size), stride=ones, padding=((0, 0),) * len(size), dilation=ones
-    )
-
-
-def as_image_layer(layer: Affine, channels: int, size: Size) -> Affine:
-    """`over_image` with the numbers."""
-    weight = layer.weight.reshape(layer.geometry.outputs, channels, *size)
-    return Affine(over_image(layer.geometry, channels, size), weight, layer.bias)
-
-
-def lifted(geometry: Geometry, dims: int) -> Geometry:
-    """A layer of features as one of images with a single position."""
-    ones = (1,) * dims
-    return replace(geometry, kernel=ones, stride=ones, padding=((0, 0),) * dims, dilation=ones)
-
-
-def as_lifted(layer: Affine, dims: int) -> Affine:
-    """`lifted` with the numbers."""
-    return Affine(lifted(layer.geometry, dims), layer.weight.view(*layer.weight.shape, *[1] * dims), layer.bias)
-
-
-def as_dense(layer: Affine, size: Size) -> Affine:
-    """A layer with one output position as a dense layer on the flattened input; padding is cut away."""
-    g = layer.geometry
-    wide = regrouped(layer, 1).weight
-    for i, (n, (low, _), step) in enumerate(zip(size, g.padding, g.dilation, strict=True)):
-        at = torch.arange(g.kernel[i]) * step - low
-        inside = (at >= 0) & (at < n)
-        full = wide.new_zeros(*wide.shape[: 2 + i], n, *wide.shape[3 + i :])
-        full.index_copy_(
-            2 + i, at[inside].to(wide.device), wide.index_select(2 + i, inside.nonzero()[:, 0].to(wide.device))
-        )
-        wide = full
-    bias = None if layer.bias is None else layer.bias.reshape(-1)
-    return dense(wide.reshape(g.outputs, -1), bias)
-
-
-def pooled(layer: Affine) -> Affine:
-    """What follows the average pool in a uniform layer: a 1×1 layer."""
-    g = layer.geometry
-    ones = (1,) * g.dims
-    weight = layer.weight.flatten(2)[:, :, 0].reshape(*layer.weight.shape[:2], *ones) * math.prod(g.kernel)
-    geometry = replace(g, kernel=ones, stride=ones, padding=((0, 0),) * g.dims, dilation=ones, uniform=False)
-    return Affine(geometry, weight, layer.bias)

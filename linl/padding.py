@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from linl.chains import Fork, Link, find
+from linl.affine import Padding
+from linl.chains import Fork, find
 from linl.folding import joined, prepared, refuse_units
 from linl.graph import free_name, trace
-from linl.merge import Padding
+from linl.operations import Link
 from linl.planning import OBJECTIVES, layers_in, plan
 from linl.rewriting import average_pool_module, called, pad_module
 from linl.timing import layer_timer

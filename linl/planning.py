@@ -12,9 +12,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from linl import affine
 from linl import merge as algebra
-from linl.chains import Fork, Link
-from linl.merge import Affine, CannotMerge, Geometry, Size
+from linl.affine import Affine, CannotMerge, Geometry, Size
+from linl.chains import Fork
+from linl.operations import Link
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,12 @@ def _own_geometry(link: Link | Fork, border: str) -> Geometry:
 
 def _identity(fork: Fork) -> Geometry:
     dims = len(fork.size)
-    return algebra.copy_geometry(fork.channels, (1,) * dims, ((0, 0),) * dims)
+    return affine.copy_geometry(fork.channels, (1,) * dims, ((0, 0),) * dims)
 
 
 def _met(geometry: Geometry, before: Geometry) -> Geometry:
     """A layer of features behind an image of one position."""
-    return algebra.lifted(geometry, before.dims) if geometry.dims == 0 < before.dims else geometry
+    return affine.lifted(geometry, before.dims) if geometry.dims == 0 < before.dims else geometry
 
 
 def merged(links: Sequence[Link | Fork], border: str) -> Affine:
@@ -126,7 +128,7 @@ def merged(links: Sequence[Link | Fork], border: str) -> Affine:
         if i == j:
             layer = _own_layer(links[i], border)
             lift = layer.geometry.dims == 0 < geometries[0].dims
-            return algebra.as_lifted(layer, geometries[0].dims) if lift else layer
+            return affine.as_lifted(layer, geometries[0].dims) if lift else layer
         k = cut[i, j]
         return algebra.merge(build(i, k), build(k + 1, j), sizes[i], border)
 
@@ -139,7 +141,7 @@ def _own_layer(link: Link | Fork, border: str) -> Affine:
     parts = []
     for branch, sign in zip(link.branches, link.signs, strict=True):
         dims = len(link.size)
-        part = merged(branch, border) if branch else algebra.copy(link.channels, (1,) * dims, ((0, 0),) * dims)
+        part = merged(branch, border) if branch else affine.copy(link.channels, (1,) * dims, ((0, 0),) * dims)
         if sign < 0:
             part = replace(part, weight=-part.weight, bias=None if part.bias is None else -part.bias)
         parts.append(part)

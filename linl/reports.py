@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import pandas as pd
 from torch import Tensor, fx, nn
 
+from linl.affine import CannotMerge
 from linl.chains import Chains, Fork
 from linl.graph import input_of, is_activation, is_norm_act
-from linl.merge import CannotMerge
 from linl.planning import Cost, Step, geometry_of, joint_cost, layers_in
 from linl.rewriting import called, weight_of
 

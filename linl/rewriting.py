@@ -7,10 +7,11 @@ import operator
 import torch
 from torch import Tensor, fx, nn
 
-from linl import merge as algebra
-from linl.chains import Fork, Link, shared_names
+from linl import affine
+from linl.affine import Affine, Geometry, Size
+from linl.chains import Fork
 from linl.graph import free_name, input_of, is_norm_act
-from linl.merge import Affine, Geometry, Size
+from linl.operations import Link, shared_names
 from linl.planning import Step
 from linl.units import FixedTwoSlope
 
@@ -165,12 +166,12 @@ def modules_of(layer: Affine, size: Size, flat: bool) -> tuple[list[tuple[str, n
     """
     g, found = layer.geometry, []
     if not g.dims:
-        return [("", _linear(algebra.as_dense(layer, ())))], None
+        return [("", _linear(affine.as_dense(layer, ())))], None
     if g.uniform and g.kernel != (1,) * g.dims and set(g.dilation) == {1}:
-        found, layer = _pool(g, size), algebra.pooled(layer)
+        found, layer = _pool(g, size), affine.pooled(layer)
         size, g = g.output_size(size), layer.geometry
     if flat:
-        return [*found, ("_flatten", nn.Flatten()), ("", _linear(algebra.as_dense(layer, size)))], None
+        return [*found, ("_flatten", nn.Flatten()), ("", _linear(affine.as_dense(layer, size)))], None
     pad = [] if _symmetric(g) or g.mode != "zeros" else [("_pad", pad_module(g.padding))]
     is_map = layer.bias is not None and layer.bias.ndim > 1
     module = empty_conv(g, padded=not pad, bias=layer.bias is not None and not is_map)
@@ -206,9 +207,9 @@ def _symmetric(g: Geometry) -> bool:
     return all(low == high >= 0 for low, high in g.padding)
 
 
-def pad_module(padding: algebra.Padding) -> nn.Module:
+def pad_module(padding: affine.Padding) -> nn.Module:
     """Zero padding (before, after) as a module; below 0 it cuts off."""
-    numbers = tuple(algebra.pad_argument(padding))
+    numbers = tuple(affine.pad_argument(padding))
     kind = _PADS[len(padding)]
     return kind(numbers) if kind is nn.ZeroPad2d else kind(numbers, 0.0)
 

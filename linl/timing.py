@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from linl.affine import Affine, Geometry, Size
 from linl.cost import LatencyTable
-from linl.merge import Affine, Geometry, Size
 from linl.planning import Timer
 from linl.rewriting import modules_of
 

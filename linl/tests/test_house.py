@@ -10,11 +10,13 @@ import pytest
 from linl.data import PROJECT
 
 ORDER = [
+    "affine",
     "merge",
     "kernels",
     "graph",
     "units",
     "cost",
+    "operations",
     "chains",
     "planning",
     "rewriting",
