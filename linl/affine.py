@@ -79,7 +79,10 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Affine:
-    """A layer: geometry, weight (outputs, inputs / groups, *kernel) and bias (outputs, [*output size]) or None."""
+    """A layer: geometry, weight (outputs, inputs / groups, *kernel) and bias (outputs, [*output size]) or None.
+
+    Numbers may come in any dtype; whatever is computed from them is float64.
+    """
 
     geometry: Geometry
     weight: Tensor
@@ -88,13 +91,14 @@ class Affine:
     def __call__(self, x: Tensor) -> Tensor:
         """The layer applied to (N, inputs, *size), or for a dense one to (…, inputs)."""
         g = self.geometry
+        bias = None if self.bias is None else self.bias.to(x.dtype)
         if not g.dims:
-            return F.linear(x, regrouped(self, 1).weight, self.bias)
+            return F.linear(x, regrouped(self, 1).weight.to(x.dtype), bias)
         shaped = _padded(x, g)
-        y = _CONV[g.dims](shaped, self.weight, None, g.stride, 0, g.dilation, g.groups)
-        if self.bias is None:
+        y = _CONV[g.dims](shaped, self.weight.to(x.dtype), None, g.stride, 0, g.dilation, g.groups)
+        if bias is None:
             return y
-        return y + (self.bias if self.bias.ndim > 1 else self.bias.view(-1, *[1] * g.dims))
+        return y + (bias if bias.ndim > 1 else bias.view(-1, *[1] * g.dims))
 
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -117,7 +121,7 @@ def pad_argument(padding: Padding) -> list[int]:
 def dense(weight: Tensor, bias: Tensor | None = None) -> Affine:
     """y = weight·x + bias; weight (out, in), bias (out,)."""
     outputs, inputs = weight.shape
-    return Affine(Geometry(inputs, outputs, bias=_kind(bias)), _double(weight), _double(bias))
+    return Affine(Geometry(inputs, outputs, bias=_kind(bias)), weight, bias)
 
 
 def conv(
@@ -131,7 +135,7 @@ def conv(
 ) -> Affine:
     """A convolution as torch has it; padding also as pairs (before, after). Numbers stand for every dimension."""
     geometry = conv_geometry(tuple(weight.shape), bias is not None, stride, padding, dilation, groups, mode)
-    return Affine(geometry, _double(weight), _double(bias))
+    return Affine(geometry, weight, bias)
 
 
 def conv_geometry(shape, has_bias, stride=1, padding=0, dilation=1, groups=1, mode="zeros") -> Geometry:
@@ -154,16 +158,16 @@ def scale_geometry(channels: int, dims: int, bias: str = "channel") -> Geometry:
 def scale(factor: Tensor, shift: Tensor | None, dims: int) -> Affine:
     """y[c] = factor[c]·x[c] + shift[c] over `dims` spatial dimensions; both (C,)."""
     geometry = scale_geometry(len(factor), dims, _kind(shift))
-    return Affine(geometry, _double(factor).view(-1, 1, *[1] * dims), _double(shift))
+    return Affine(geometry, wide(factor).view(-1, 1, *[1] * dims), wide(shift))
 
 
 def batchnorm(mean: Tensor, variance: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None, dims: int):
     """BatchNorm in evaluation: factor = γ/√(var + ε), shift = β − mean·factor. All arguments (C,)."""
-    factor = (_double(variance) + eps).rsqrt()
+    factor = (wide(variance) + eps).rsqrt()
     if weight is not None:
-        factor = factor * _double(weight)
-    shift = -_double(mean) * factor
-    return scale(factor, shift if bias is None else shift + _double(bias), dims)
+        factor = factor * wide(weight)
+    shift = -wide(mean) * factor
+    return scale(factor, shift if bias is None else shift + wide(bias), dims)
 
 
 def pool_geometry(channels: int, kernel: Size, stride: Size, padding: Padding) -> Geometry:
@@ -198,7 +202,8 @@ def _kind(bias: Tensor | None) -> str:
     return "none" if bias is None else "channel"
 
 
-def _double(tensor: Tensor | None) -> Tensor | None:
+def wide(tensor: Tensor | None) -> Tensor | None:
+    """float64, where arithmetic is done."""
     if tensor is None:
         return None
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()  # Apple's GPUs have no float64
@@ -235,17 +240,16 @@ def as_lifted(layer: Affine, dims: int) -> Affine:
 def as_dense(layer: Affine, size: Size) -> Affine:
     """A layer with one output position as a dense layer on the flattened input; padding is cut away."""
     g = layer.geometry
-    wide = regrouped(layer, 1).weight
-    for i, (n, (low, _), step) in enumerate(zip(size, g.padding, g.dilation, strict=True)):
-        at = torch.arange(g.kernel[i]) * step - low
-        inside = (at >= 0) & (at < n)
-        full = wide.new_zeros(*wide.shape[: 2 + i], n, *wide.shape[3 + i :])
-        full.index_copy_(
-            2 + i, at[inside].to(wide.device), wide.index_select(2 + i, inside.nonzero()[:, 0].to(wide.device))
-        )
-        wide = full
+    full = regrouped(layer, 1).weight
     bias = None if layer.bias is None else layer.bias.reshape(-1)
-    return dense(wide.reshape(g.outputs, -1), bias)
+    if g.kernel == tuple(size) and not any(side for pair in g.padding for side in pair):
+        return dense(full.reshape(g.outputs, -1), bias)
+    for i, (n, (low, _), step) in enumerate(zip(size, g.padding, g.dilation, strict=True)):
+        at = torch.arange(g.kernel[i], device=full.device) * step - low
+        inside = (at >= 0) & (at < n)
+        cut = full.new_zeros(*full.shape[: 2 + i], n, *full.shape[3 + i :])
+        full = cut.index_copy_(2 + i, at[inside], full.index_select(2 + i, inside.nonzero()[:, 0]))
+    return dense(full.reshape(g.outputs, -1), bias)
 
 
 def pooled(layer: Affine) -> Affine:
@@ -263,9 +267,9 @@ def regrouped(layer: Affine, groups: int) -> Affine:
     if groups == g.groups:
         return layer
     inside, rows, columns = g.groups // groups, g.outputs // g.groups, g.inputs // g.groups
-    wide = layer.weight.new_zeros(groups, inside, rows, inside, columns, *g.kernel)
+    spread = layer.weight.new_zeros(groups, inside, rows, inside, columns, *g.kernel)
     given = layer.weight.reshape(groups, inside, rows, columns, *g.kernel)
     for i in range(inside):
-        wide[:, i, :, i] = given[:, i]
-    weight = wide.reshape(g.outputs, g.inputs // groups, *g.kernel)
+        spread[:, i, :, i] = given[:, i]
+    weight = spread.reshape(g.outputs, g.inputs // groups, *g.kernel)
     return Affine(replace(g, groups=groups), weight, layer.bias)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -38,12 +39,13 @@ from linl.affine import (
     pooled,
     regrouped,
     scale,
+    wide,
 )
 
 __all__ = [
     "Affine", "CannotMerge", "Geometry", "Padding", "Size", "as_dense", "as_image_layer", "as_lifted", "average_pool",
     "batchnorm", "compose", "compose_sum", "conv", "copy", "dense", "lifted", "merge", "merge_sum", "multiplications",
-    "over_image", "pooled", "regrouped", "scale",
+    "over_image", "pooled", "regrouped", "scale", "wide",
 ]  # fmt: skip
 
 # --- one after the other ---------------------------------------------------------------------------
@@ -152,12 +154,12 @@ def merge(first: Affine, second: Affine, size: Size | None = None, border: str =
 def _composed_bias(first: Affine, second: Affine, geometry: Geometry, size: Size | None) -> Tensor | None:
     if first.bias is None:
         return second.bias
-    g = second.geometry
+    g, first = second.geometry, replace(first, bias=wide(first.bias))
     if geometry.bias == "map":  # the bias's way through the second layer, zeros at the border and all
         between = first.geometry.output_size(size)
         filled = first.bias if first.bias.ndim > 1 else first.bias.view(-1, *[1] * g.dims)
         return second(filled.expand(g.inputs, *between)[None])[0]
-    summed = second.weight.flatten(2).sum(2) if g.dims else second.weight
+    summed = wide(second.weight.flatten(2).sum(2, dtype=torch.float64) if g.dims else second.weight)
     blocks = summed.view(g.groups, g.outputs // g.groups, -1)
     moved = torch.bmm(blocks, first.bias.view(g.groups, -1, 1)).flatten()
     return moved if second.bias is None else moved + second.bias
@@ -179,19 +181,44 @@ def _blocks(first: Geometry, second: Geometry) -> tuple[int, int, int]:
 
 
 def _composed_weight(first: Affine, second: Affine, geometry: Geometry) -> Tensor:
+    """The kernels convolved with each other, by the cheapest way there is."""
+    g, h = first.geometry, second.geometry
+    alone = math.prod(h.kernel) == 1
+    if alone and h.groups == h.inputs == h.outputs:  # a factor for each output
+        return wide(first.weight) * wide(second.weight).view(-1, *[1] * (1 + g.dims))
+    if (
+        math.prod(g.kernel) == 1 and g.groups == g.inputs == g.outputs and g.stride == (1,) * g.dims
+    ):  # and for each input
+        factors = wide(first.weight).view(h.groups, 1, -1, *[1] * g.dims)
+        return (wide(second.weight).view(h.groups, -1, *second.weight.shape[1:]) * factors).view_as(second.weight)
+    if alone and g.groups == h.groups == 1:
+        product = _product(wide(second.weight).reshape(h.outputs, h.inputs), first.weight.reshape(g.outputs, -1))
+        return product.view(h.outputs, g.inputs, *geometry.kernel)
+    return _convolved(first, second, geometry)
+
+
+def _product(a: Tensor, b: Tensor, columns: int = 8192) -> Tensor:
+    """a @ b in float64, some columns of b at a time: a float64 copy of all of it would be gigabytes."""
+    out = a.new_empty(a.shape[0], b.shape[1])
+    for start in range(0, b.shape[1], columns):
+        part = slice(start, start + columns)
+        torch.mm(a, wide(b[:, part]), out=out[:, part])
+    return out
+
+
+def _convolved(first: Affine, second: Affine, geometry: Geometry) -> Tensor:
     """Direct convolution of the kernels: one product of matrices for each pair of kernel positions."""
     g, h = first.geometry, second.geometry
     common, a, b = _blocks(g, h)
     blocks = common * a * b
-    w1 = first.weight if g.groups == common * a else regrouped(first, common).weight
+    w1 = wide(first.weight if g.groups == common * a else regrouped(first, common).weight)
     inner = g.outputs // blocks
     # (positions, blocks, rows, columns): a block of the second's matrix times one of the first's
-    w2 = second.weight.reshape(common, b, h.outputs // (common * b), a, inner, -1).permute(5, 0, 1, 3, 2, 4)
+    w2 = wide(second.weight).reshape(common, b, h.outputs // (common * b), a, inner, -1).permute(5, 0, 1, 3, 2, 4)
     w2 = w2.reshape(-1, blocks, h.outputs // (common * b), inner)
     w1 = w1.reshape(blocks, inner, g.inputs // (common * a), -1).permute(3, 0, 1, 2).contiguous()
     where1, where2 = _places(g, geometry, (1,) * g.dims), _places(h, geometry, g.stride)
-    total = torch.zeros(math.prod(geometry.kernel), blocks, w2.shape[2], w1.shape[3], dtype=torch.float64)
-    total = total.to(w1.device)
+    total = w1.new_zeros(math.prod(geometry.kernel), blocks, w2.shape[2], w1.shape[3])
     for v, at2 in enumerate(where2):
         for u, at1 in enumerate(where1):
             target = total[_number([i + j for i, j in zip(at1, at2, strict=True)], geometry.kernel)]
@@ -276,7 +303,7 @@ def merge_sum(parts: Sequence[Affine], size: Size) -> Affine:
     if len(parts) == 1:
         return parts[0]
     shape = (geometry.outputs, geometry.inputs // geometry.groups, *geometry.kernel)
-    weight = torch.zeros(shape, dtype=torch.float64, device=parts[0].weight.device)
+    weight = wide(parts[0].weight.new_zeros(())).new_zeros(shape)
     for part in parts:
         g = part.geometry
         places = tuple(
@@ -285,7 +312,7 @@ def merge_sum(parts: Sequence[Affine], size: Size) -> Affine:
                 geometry.padding, g.padding, g.span, g.dilation, geometry.dilation, g.kernel, strict=True
             )
         )
-        weight[(slice(None), slice(None), *places)] += regrouped(part, geometry.groups).weight
+        weight[(slice(None), slice(None), *places)] += wide(regrouped(part, geometry.groups).weight)
     biases = [_shaped_bias(part.bias, geometry) for part in parts if part.bias is not None]
     return Affine(geometry, weight, sum(biases[1:], biases[0]) if biases else None)
 
