@@ -62,7 +62,7 @@ def verify(net: nn.Module, other: nn.Module, example: Tensor, tolerance: float =
         ValueError: outputs of different shapes.
     """
     report = getattr(other, "fold_report", None)
-    places = {} if report is None else report.places
+    places = getattr(report, "places", {})
     a_all = values(net, example, [place.end for place in places.values()])
     b_all = values(other, example, [place.value for place in places.values()])
     a, b = a_all[""], b_all[""]

@@ -93,6 +93,7 @@ def finish_(traced: fx.GraphModule) -> None:
     """Removes what is no longer called, and makes the code anew."""
     traced.delete_all_unused_submodules()
     traced.graph.lint()
+    traced._tracer_cls = traced.graph._tracer_cls = None  # else a saved network asks for linl's tracer
     traced.recompile()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pandas as pd
 from torch import Tensor, fx, nn
@@ -57,6 +58,13 @@ class FoldReport:
 
     def _repr_html_(self) -> str:
         return self.table.to_html(index=False)
+
+    def __deepcopy__(self, memo: dict) -> FoldReport:
+        return self
+
+    def __reduce__(self):
+        # a saved network must load where there is no linl: its report becomes a plain namespace
+        return SimpleNamespace, (), {"table": self.table, "objective": self.objective, "border": self.border}
 
 
 def row_of(traced: fx.GraphModule, step: Step, border: str) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from linl import affine
@@ -13,7 +14,7 @@ from linl.chains import Fork
 from linl.graph import free_name, input_of, is_norm_act
 from linl.operations import Link, shared_names
 from linl.planning import Step
-from linl.units import FixedTwoSlope
+from linl.units import FixedPartial, FixedTwoSlope
 
 # --- the plain form --------------------------------------------------------------------------------
 
@@ -38,6 +39,9 @@ def plain_(traced: fx.GraphModule, known: dict[fx.Node, torch.Size]) -> None:
     for node in list(traced.graph.nodes):
         if isinstance(called(traced, node), FixedTwoSlope):
             _absorb_factor(traced, node)
+    for node in list(traced.graph.nodes):
+        if isinstance(called(traced, node), FixedTwoSlope | FixedPartial):
+            _spell_out(traced, node, known)
     traced.recompile()
 
 
@@ -147,6 +151,34 @@ def _absorb_factor(traced: fx.GraphModule, node: fx.Node) -> None:
         first.bias = nn.Parameter(bias.to(first.bias.dtype), first.bias.requires_grad)
     slope = (module.negative.double() / module.positive.double()).item()
     traced.add_submodule(node.target, (nn.LeakyReLU(slope) if slope else nn.ReLU()).eval())
+
+
+def _spell_out(traced: fx.GraphModule, node: fx.Node, known: dict[fx.Node, torch.Size]) -> None:
+    """A unit's fixed form in torch's own operations: a folded network must load without linl."""
+    module, x, name, graph = called(traced, node), input_of(node), node.target, traced.graph
+    dims = len(known[node]) - 2
+
+    def number(label: str, value: Tensor) -> fx.Node:
+        held = free_name(traced, f"{name}_{label}")
+        owner, _, leaf = held.rpartition(".")
+        shaped = value.view(-1, *[1] * dims) if value.ndim and label != "slope" else value
+        (traced.get_submodule(owner) if owner else traced).register_buffer(leaf, shaped.detach().clone())
+        return graph.get_attr(held)
+
+    with graph.inserting_before(node):
+        if isinstance(module, FixedPartial):
+            own = free_name(traced, f"{name}_activation")
+            traced.add_submodule(own, module.activation)
+            # number by number what FixedPartial does: act + α·(x − act)
+            bent = graph.call_module(own, (x,))
+            new = graph.call_function(torch.lerp, (bent, x, number("alpha", module.alpha)))
+        else:
+            slope = (module.negative / module.positive).reshape(-1)
+            new = graph.call_function(F.prelu, (x, number("slope", slope)))
+            new = graph.call_function(torch.mul, (new, number("positive", module.positive)))
+    known[new] = known[node]
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
 
 
 # --- from records to modules -----------------------------------------------------------------------
