@@ -182,6 +182,7 @@ def plan(
     border: str = "exact",
     timer: Timer | None = None,
     most: int | None = None,
+    time_all: bool = False,
 ) -> list[Step]:
     """The cheapest way to write consecutive links as layers.
 
@@ -190,11 +191,13 @@ def plan(
         objective: a key of `OBJECTIVES`; "latency" needs the timer.
         border: "exact" or "interior".
         most: at most so many convolutions and dense layers become one: 1 only takes BatchNorms in.
+        time_all: time even where there is nothing to choose.
 
     Returns: steps in order, together all links.
     """
     price = OBJECTIVES[objective]
-    timer = timer if objective == "latency" and layers_in(links) > 1 and most != 1 else None
+    choice = time_all or (layers_in(links) > 1 and most != 1)
+    timer = timer if objective == "latency" and choice else None
     kept = [_kept(link, objective, border, timer, most) for link in links]
     joint = _joint_geometries(links, border)
     best: list[tuple] = [((), 0, Cost(), [])]  # price, steps, cost, steps of the cheapest plan for the first j links

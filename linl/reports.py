@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from linl.affine import CannotMerge
 from linl.chains import Chains, Fork
 from linl.graph import input_of, is_activation, is_norm_act
+from linl.operations import Link
 from linl.planning import Cost, Step, geometry_of, joint_cost, layers_in
 from linl.rewriting import called, weight_of
 
@@ -106,9 +107,7 @@ def _names(step: Step) -> list[str]:
     return [str(node.target) for node in nodes if node.op == "call_module"] or [node.name for node in nodes]
 
 
-def left_over(
-    traced: fx.GraphModule, chains: Chains, plans: Sequence[Sequence[Step]], objective: str, border: str
-) -> list[dict]:
+def pair_reasons(traced: fx.GraphModule, chains: Chains, plans, objective: str, border: str) -> list[dict]:
     """A row for each two linear layers that stay two although no activation parts them, with the reason."""
     rows = []
     for steps in plans:
@@ -117,7 +116,15 @@ def left_over(
     for chain in chains.chains:
         if layers_in(chain.links) and (found := _before(traced, chains, ends, chain.source)):
             before, reason = found
-            rows.append(_pair(_layer_names(ends[before].links)[-1], _layer_names(chain.links)[0], reason))
+            rows.append(_pair(layer_names(ends[before].links)[-1], layer_names(chain.links)[0], reason))
+    return rows
+
+
+def left_over(
+    traced: fx.GraphModule, chains: Chains, plans: Sequence[Sequence[Step]], objective: str, border: str
+) -> list[dict]:
+    """`pair_reasons`, and a row for each layer that could not be read as one."""
+    rows = pair_reasons(traced, chains, plans, objective, border)
     for node, reason in chains.reasons.items():
         module = called(traced, node)
         if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | nn.modules.batchnorm._BatchNorm):
@@ -138,7 +145,7 @@ def _inside(steps: Sequence[Step], objective: str, border: str) -> list[dict]:
         if step.geometry is None and isinstance(step.links[0], Fork):
             rows.append(
                 _pair(
-                    _layer_names(step.links)[0],
+                    layer_names(step.links)[0],
                     step.links[0].end.name,
                     _why(step.links, step.before, objective, border),
                 )
@@ -146,7 +153,7 @@ def _inside(steps: Sequence[Step], objective: str, border: str) -> list[dict]:
         if last is not None:
             links = [link for part in steps[last : at + 1] for link in part.links]
             before = sum((part.after for part in steps[last : at + 1]), Cost())
-            names = _layer_names(steps[last].links)[-1], _layer_names(step.links)[0]
+            names = layer_names(steps[last].links)[-1], layer_names(step.links)[0]
             rows.append(_pair(*names, _why(links, before, objective, border)))
         last = at
     return rows
@@ -170,12 +177,12 @@ def _pair(first: str, last: str, reason: str) -> dict:
             "reason": reason, **dict.fromkeys(_costs(Cost(), Cost()), math.nan)}  # fmt: skip
 
 
-def _layer_names(links) -> list[str]:
+def layer_names(links: Sequence[Link | Fork]) -> list[str]:
     """The convolutions and dense layers among links and in their forks."""
     found = []
     for link in links:
         if isinstance(link, Fork):
-            found += [name for branch in link.branches for name in _layer_names(branch)]
+            found += [name for branch in link.branches for name in layer_names(branch)]
         elif link.kind == "conv":
             found.append(str(link.end.target) if link.end.op == "call_module" else link.end.name)
     return found

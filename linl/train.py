@@ -87,8 +87,12 @@ RECIPES: dict[str, Recipe] = {
     "layer-folding": Recipe(epochs=100, batch_size=128, lr=1e-3, unit_lr=None, weight_decay=0.0, unit_weight_decay=None, schedule="constant", penalty=0.25),  # noqa: E501
     "layer-folding-vgg": Recipe(epochs=100, batch_size=128, lr=1e-3, unit_lr=None, unit_weight_decay=None, decay_every=50, penalty=0.25),  # noqa: E501
     "fine-tune": Recipe(epochs=100, batch_size=128, lr=1e-3, weight_decay=0.0, schedule="constant"),
+    "fine-tune-vgg": Recipe(epochs=100, batch_size=128, lr=1e-3, schedule="constant"),
     # ours, for a few epochs: one cycle at a rate from which a damaged network recovers
     "fine-tune-short": Recipe(epochs=10, batch_size=128, lr=1e-2, schedule="onecycle"),
+    "fine-tune-digits": Recipe(epochs=5, batch_size=32, lr=1e-2, schedule="onecycle"),
+    # ours, for the few steps an epoch of digits has: ten times the rate, so that α gets as far
+    "layer-folding-digits": Recipe(epochs=10, batch_size=32, lr=1e-2, unit_lr=None, weight_decay=0.0, unit_weight_decay=None, schedule="constant", penalty=0.25),  # noqa: E501
     # the same for MobileNetV2 and EfficientNet-Lite, which LiNLNet's paper doesn't have: their own weights to start
     "mobile-short": Recipe(epochs=10, batch_size=128, lr=5e-2, unit_lr=5e-3, schedule="onecycle"),
     "mobile-digits": Recipe(epochs=20, batch_size=32, lr=5e-2, unit_lr=5e-3, schedule="onecycle"),

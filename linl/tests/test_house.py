@@ -25,6 +25,7 @@ ORDER = [
     "reports",
     "folding",
     "padding",
+    "advice",
     "models",
     "data",
     "devices",
