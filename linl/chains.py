@@ -26,6 +26,7 @@ class Fork:
         branches: links from the source to the addition.
         signs: of each branch, 1 or −1.
         size, channels: of the source.
+        out: spatial size of the sum.
         last_axis: as in `Link`.
     """
 
@@ -34,6 +35,7 @@ class Fork:
     signs: list[int]
     size: Size
     channels: int
+    out: Size = ()
     last_axis: bool = False
     flat: bool = False
 
@@ -147,8 +149,9 @@ class _Finder:
         last_axis = any(link.last_axis for branch in branches for link in branch)
         minus = node.target in (operator.sub, torch.sub, "sub", "sub_", operator.isub)
         size = () if last_axis else tuple(shape[2:])
+        out = () if last_axis else tuple(self.known[node][2:])
         channels = shape[-1] if last_axis else shape[1]
-        return Fork(node, branches, [1, -1 if minus else 1], size, channels, last_axis)
+        return Fork(node, branches, [1, -1 if minus else 1], size, channels, out, last_axis)
 
 
 def _is_sum(node: fx.Node) -> bool:

@@ -255,7 +255,7 @@ class ImageFolderData:
 
     def fingerprint(self) -> str:
         """Short text that differs for different training data, or another normalization."""
-        files = " ".join(Path(path).name for path, _ in self._train.samples)
+        files = " ".join(Path(path).name for path, _ in self._train.samples) + repr((self.mean, self.std))
         return f"{self.name} {self.size('train')}x{self.input_size} {zlib.crc32(files.encode()):08x}"
 
     def to(self, device: str | torch.device) -> ImageFolderData:

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from linl.weights import archived, is_archive, load_weights_
+
 Size = tuple[int, int, int]
 
 
@@ -347,8 +349,9 @@ def create(
         width: multiplies every hidden width, rounded to multiples of 8; for trial runs.
         init: "default" (the layers' own), "linlnet" or "linlnet-imagenet" (the paper's code).
         pretrained: None; "imagenet" for the weights of torchvision (alexnet, vgg16, vgg19, resnet18,
-            mobilenetv2) or timm (efficientnet_lite0-4), whose own layout is then built; or a file of
-            weights (.safetensors, .pt, .pth, .th) for this layout.
+            mobilenetv2) or timm (efficientnet_lite0-4), whose own layout is then built; a file of weights
+            (.safetensors, .pt, .pth, .th) for this layout; or, for mobilenetv2, an archive of TensorFlow's
+            weights (.npz, see `linl.weights`), in whose layout it is built, with a head of its classes.
         options: of the network: mlp(hidden, norm, dropout), alexnet/vgg/mobilenetv2/efficientnet_lite
             (dropout), resnet18(stem="linlnet" | "cifar" | "imagenet", shortcut), resnet20-56(shortcut).
 
@@ -372,6 +375,8 @@ def create(
         raise ValueError(f"num_classes = {num_classes}: must be at least 1")
     if pretrained == "imagenet":
         net = _published(name, num_classes)
+    elif is_archive(pretrained):
+        net = archived(name, num_classes, pretrained)
     else:
         _check_size(name, size, num_classes, width, options)
         net = NETWORKS[name](size, num_classes, width, **options)
@@ -422,35 +427,3 @@ def _published(name: str, num_classes: int) -> nn.Module:
     if head.out_features != num_classes:
         setattr(head_owner, key, nn.Linear(head.in_features, num_classes))
     return net
-
-
-def load_weights_(net: nn.Module, path: str | Path) -> None:
-    """Loads a file of weights into a network of the same layout.
-
-    Understands safetensors and torch files (opened without running code), checkpoints that hold their
-    weights under "state_dict" or "model", names with a leading "module.", and a head called "linear".
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, or weights that don't fit, naming the first few.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state.get("model", state))
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    own = net.state_dict()
-    state = {key.replace("linear.", "fc.") if "fc.weight" in own else key: value for key, value in state.items()}
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unknown = [key for key in state if key not in own]
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if missing or unknown or wrong:
-        parts = {"missing": missing, "unknown": unknown, "of another shape": wrong}
-        told = "; ".join(f"{what}: {', '.join(keys[:3])} ({len(keys)})" for what, keys in parts.items() if keys)
-        raise ValueError(f"{path.name} holds weights of another network: {told}")
-    net.load_state_dict(state, strict=False)

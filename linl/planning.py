@@ -209,9 +209,15 @@ def plan(
                 candidates.append(_joined(links[i:j], kept[i:j], joint[i, j], timer))
             for candidate in filter(None, candidates):
                 total = best[i][2] + candidate.after
-                ways.append((price(total), len(best[i][3]) + 1, total, [*best[i][3], candidate]))
+                steps = [*best[i][3], candidate]
+                ways.append((price(total), sum(map(calls, steps)), total, steps))
         best.append(min(ways, key=lambda way: way[:2]))
     return best[-1][3]
+
+
+def calls(step: Step) -> int:
+    """Layers and additions that a step leaves in the network."""
+    return 1 + sum(calls(inner) for branch in step.branches or [] for inner in branch)
 
 
 def _joint_geometries(links: Sequence[Link | Fork], border: str) -> dict[tuple[int, int], Geometry]:
@@ -242,8 +248,9 @@ def _kept(link: Link | Fork, objective: str, border: str, timer: Timer | None, m
     if isinstance(link, Fork):
         branches = [plan(branch, objective, border, timer, most) if branch else [] for branch in link.branches]
         steps = [step for branch in branches for step in branch]
-        before = sum((step.before for step in steps), Cost())
-        return Step([link], None, before, sum((step.after for step in steps), Cost()), branches)
+        add = Cost() if timer is None else Cost(ms=timer(_identity(link), link.out, "add", False))
+        before, after = (sum((getattr(step, when) for step in steps), add) for when in ("before", "after"))
+        return Step([link], None, before, after, branches)
     cost = _timed(cost_of(link.geometry, link.size, link.kind, link.flat), link.geometry, link.size, link.kind,
                   link.flat, timer)  # fmt: skip
     return Step([link], None, cost, cost)

@@ -147,7 +147,7 @@ def _inside(steps: Sequence[Step], objective: str, border: str) -> list[dict]:
                 _pair(
                     layer_names(step.links)[0],
                     step.links[0].end.name,
-                    _why(step.links, step.before, objective, border),
+                    _why(step.links, step.after, objective, border),
                 )
             )
         if last is not None:

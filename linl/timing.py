@@ -48,10 +48,19 @@ class Shifted(nn.Module):
         return self.layer(x).add_(self.bias_map)
 
 
+class _Doubled(nn.Module):
+    """An addition."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x
+
+
 _NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 def _sample(geometry: Geometry, size: Size, kind: str, flat: bool) -> nn.Module:
+    if kind == "add":
+        return _Doubled()
     if kind == "scale":
         return _NORMS[geometry.dims](geometry.inputs)
     shape = (geometry.outputs, geometry.inputs // geometry.groups, *geometry.kernel)

@@ -26,6 +26,7 @@ ORDER = [
     "folding",
     "padding",
     "advice",
+    "weights",
     "models",
     "data",
     "devices",
