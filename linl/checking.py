@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
 from torch import Tensor, fx, nn
 
-from linl.affine import Affine
 from linl.chains import Fork
 from linl.graph import clone, evaluating
 from linl.operations import Link
@@ -119,7 +118,9 @@ def _largest(values: Tensor) -> float:
     return values.abs().max().item() if values.numel() else math.nan
 
 
-def error(layer: Affine, x: Tensor, y: Tensor, interior: Sequence[Tensor] | None) -> dict[str, float]:
+def error(
+    layer: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, interior: Sequence[Tensor] | None
+) -> dict[str, float]:
     """How far a merged layer is from what it replaces: `difference` of y and layer(x), all float64."""
     return difference(y, layer(x).reshape(y.shape), interior)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 from linl import rewriting
 from linl.affine import Affine
 from linl.chains import Fork, find
-from linl.checking import error, interior_of, values
+from linl.checking import difference, error, interior_of, values
 from linl.cost import latencies
 from linl.graph import evaluating, shapes, trace
 from linl.operations import Link
@@ -23,6 +24,8 @@ from linl.units import units_of
 BORDERS = ("exact", "interior")
 TOLERANCE = 1e-10
 """Relative error in float64 up to which a merge counts as exact."""
+ROUNDING = {torch.float64: TOLERANCE, torch.float32: 1e-3}
+"""The same for the whole network, whose merged weights are rounded to its dtype; coarser ones aren't judged."""
 
 
 def fold(
@@ -63,8 +66,22 @@ def fold(
         rows = work.rows + left_over(traced, chains, plans, objective, border)
         places = work.write()
     finish_(traced)
+    if check and border == "exact" and work.rows:
+        traced, rows, places = _checked_whole(net, traced, example, rows, places)
     traced.fold_report = FoldReport(pd.DataFrame(rows, columns=COLUMNS), objective, border, places)
     return traced
+
+
+def _checked_whole(net: nn.Module, folded: fx.GraphModule, example: Tensor, rows: list[dict], places: dict):
+    """The folded network if it is equal to the one given, else that one, traced and otherwise untouched."""
+    with torch.no_grad():
+        a, b = values(net, example)[""], values(folded, example)[""]
+    found = difference(a, b, None)
+    dtype = next((p.dtype for p in folded.parameters()), torch.float64)
+    if found["largest"] <= ROUNDING.get(dtype, math.inf) * found["scale"]:
+        return folded, rows, places
+    reason = f"the whole network was off by {found['largest'] / found['scale']:.1e}: nothing was folded"
+    return trace(net), [undone(row, reason) for row in rows], {}
 
 
 def refuse_unfinished(net: nn.Module) -> None:
@@ -138,7 +155,8 @@ class _Work:
         source, end = step.links[0].source.name, step.links[-1].end.name
         if self.seen is None:
             self.seen = values(self.traced, self.example, self._names())
-        found = error(layer, self.seen[source], self.seen[end], interior_of(step.links, step.size))
+        written = built(layer, step.size, step.flat).double()
+        found = error(written, self.seen[source], self.seen[end], interior_of(step.links, step.size))
         if not step.size or step.flat:  # features have no positions: all of them read the border, or none
             found = {**found, "border": found["largest"]} if row["verdict"] == "interior only" else found
         row |= {f"error_{where}": found[where] / found["scale"] for where in ("interior", "border")}

@@ -33,6 +33,7 @@ class Link:
         layer: makes the record, in float64.
         kind: "conv" (a convolution or dense layer), "scale", "pool" or "copy".
         flat: whether its value is features, (N, F), although it read an image.
+        numbers: parameters that it has, where that isn't as its geometry says (a factor has none).
         last_axis: works on the last axis of (N, …, F), as a dense layer on tokens does.
     """
 
@@ -43,6 +44,7 @@ class Link:
     kind: str = "conv"
     flat: bool = False
     last_axis: bool = False
+    numbers: int | None = None
 
     @property
     def end(self) -> fx.Node:
@@ -145,7 +147,8 @@ class Reader:
     def norm_link(self, node: fx.Node, mean: Tensor, variance: Tensor, eps: float, weight, bias) -> Link:
         size = self.spatial(node)
         made = partial(affine.batchnorm, mean, variance, eps, weight, bias, len(size))
-        return Link([node], affine.scale_geometry(len(mean), len(size)), size, made, "scale")
+        numbers = sum(len(t) for t in (weight, bias) if t is not None)
+        return Link([node], affine.scale_geometry(len(mean), len(size)), size, made, "scale", numbers=numbers)
 
     def avg_pool(self, node: fx.Node, module: nn.Module) -> Link:
         return self.pool_link(
@@ -223,8 +226,8 @@ class Reader:
         """A constant factor on every channel."""
         channels, size = self.known[node][1], self.spatial(node)
         geometry = affine.scale_geometry(channels, len(size), "none")
-        made = lambda: affine.scale(torch.full((channels,), float(value)), None, len(size))  # noqa: E731
-        return Link([node], geometry, size, made, "scale")
+        made = lambda: affine.scale(torch.full((channels,), float(value), dtype=torch.float64), None, len(size))  # noqa: E731
+        return Link([node], geometry, size, made, "scale", numbers=0)
 
     # --- views -----------------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ def pad_first(net: nn.Module, example: Tensor, objective: str = "depth") -> nn.M
                 if layers_in(step.links) > 1:
                     none = ((0, 0),) * len(step.size)
                     _move(edit, step.links, none)
+        edit.finish()
     traced.delete_all_unused_submodules()
     traced.graph.lint()
     traced.recompile()
@@ -117,6 +118,7 @@ class _Edit:
     def __init__(self, traced: fx.GraphModule) -> None:
         self.traced = traced
         self.nodes = {node.name: node for node in traced.graph.nodes}
+        self.emptied: list[fx.Node] = []
 
     def set(self, link: Link, padding: Padding, wider: bool) -> None:
         """Gives a link another padding; `wider`: its input has grown as well."""
@@ -134,9 +136,7 @@ class _Edit:
             self._replace(node, pool, padding)
         elif link.kind == "copy" and _any(link.geometry.padding):
             self.pad(node.name, 0, padding)
-            node.replace_all_uses_with(node.args[0])
-            self.traced.graph.erase_node(node)
-            del self.nodes[node.name]
+            self.emptied.append(node)  # erased at the end: it may be the head of a branch that is cut
         else:
             self.pad(node.name, 0, padding)
 
@@ -163,11 +163,18 @@ class _Edit:
         self.nodes[node.name] = new
         self.pad(node.name, 0, padding)
 
+    def finish(self) -> None:
+        """Erases the paddings that have moved."""
+        for node in self.emptied:
+            node.replace_all_uses_with(node.args[0])
+            self.traced.graph.erase_node(node)
+
     def pad(self, name: str, place: int, padding: Padding) -> None:
         """Zero padding (below 0: cutting off) before one argument of a call."""
         if not _any(padding):
             return
         node = self.nodes[name]
+        place = place if isinstance(node.args[place], fx.Node) else 1  # 2 * x
         own = free_name(self.traced, f"{node.target if node.op == 'call_module' else name}_pad")
         self.traced.add_submodule(own, pad_module(padding).train(self.traced.training))
         with self.traced.graph.inserting_before(node):

@@ -8,6 +8,7 @@ looked up, or measured on this machine, instead of a learned importance.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -82,7 +83,15 @@ def geometry_of(links: Sequence[Link | Fork], border: str) -> Geometry:
     """
     total = _own_geometry(links[0], border)
     for link in links[1:]:
-        total = algebra.compose(total, _met(_own_geometry(link, border), total), links[0].size, border)
+        total = _extended(total, link, links[0].size, border)
+    return total
+
+
+def _extended(total: Geometry, link: Link | Fork, size: Size, border: str) -> Geometry:
+    """A run's geometry with one more link behind it."""
+    total = algebra.compose(total, _met(_own_geometry(link, border), total), size, border)
+    if link.flat and total.mode != "zeros" and total.padded:
+        raise CannotMerge(f"{total.mode} padding before a dense layer")
     return total
 
 
@@ -114,15 +123,17 @@ def merged(links: Sequence[Link | Fork], border: str) -> Affine:
     for length in range(1, count):
         for i in range(count - length):
             j = i + length
-            ways = [
+            ways = sorted(
                 (work[i, k] + work[k + 1, j] + algebra.multiplications(whole[i, k], whole[k + 1, j]), k)
                 for k in range(i, j)
                 if (i, k) in whole and (k + 1, j) in whole
-            ]
-            if not ways:
-                continue
-            work[i, j], cut[i, j] = min(ways)
-            whole[i, j] = algebra.compose(whole[i, cut[i, j]], whole[cut[i, j] + 1, j], sizes[i], border)
+            )
+            for cost, k in ways:
+                # some layers merge only with what is before them: a padding behind a convolution padded to the full
+                with contextlib.suppress(CannotMerge):
+                    whole[i, j] = algebra.compose(whole[i, k], whole[k + 1, j], sizes[i], border)
+                    work[i, j], cut[i, j] = cost, k
+                    break
 
     def build(i: int, j: int) -> Affine:
         if i == j:
@@ -229,7 +240,7 @@ def _joint_geometries(links: Sequence[Link | Fork], border: str) -> dict[tuple[i
             if isinstance(link, Fork):
                 found[i, i + 1] = total
             for j in range(i + 1, len(links)):
-                total = algebra.compose(total, _met(_own_geometry(links[j], border), total), links[i].size, border)
+                total = _extended(total, links[j], links[i].size, border)
                 found[i, j + 1] = total
         except CannotMerge:
             continue  # nor can anything longer that starts here
@@ -251,8 +262,10 @@ def _kept(link: Link | Fork, objective: str, border: str, timer: Timer | None, m
         add = Cost() if timer is None else Cost(ms=timer(_identity(link), link.out, "add", False))
         before, after = (sum((getattr(step, when) for step in steps), add) for when in ("before", "after"))
         return Step([link], None, before, after, branches)
-    cost = _timed(cost_of(link.geometry, link.size, link.kind, link.flat), link.geometry, link.size, link.kind,
-                  link.flat, timer)  # fmt: skip
+    cost = cost_of(link.geometry, link.size, link.kind, link.flat)
+    if link.numbers is not None:
+        cost = replace(cost, numbers=link.numbers)
+    cost = _timed(cost, link.geometry, link.size, link.kind, link.flat, timer)
     return Step([link], None, cost, cost)
 
 

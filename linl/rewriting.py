@@ -280,6 +280,9 @@ def write_(traced: fx.GraphModule, step: Step, layer: Affine, like: Tensor) -> t
     like = like if weight is None else weight
     modules, bias_map = modules_of(layer, step.size, step.flat)
     end, value, graph = step.links[-1].end, step.links[0].source, traced.graph
+    gone = {node for link in step.links for node in link.nodes}
+    # where the run began: later, something may have worked in place on the value it reads
+    start = next(node for node in graph.nodes if node in gone)
     taken = dict(traced.named_modules())
     for suffix, module in modules:
         own = name if not suffix and name in taken else free_name(traced, f"{name}{suffix}")
@@ -287,18 +290,17 @@ def write_(traced: fx.GraphModule, step: Step, layer: Affine, like: Tensor) -> t
         if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last) and isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
         traced.add_submodule(own, module.eval())
-        with graph.inserting_before(end):
+        with graph.inserting_before(start):
             value = graph.call_module(own, (value,))
     if bias_map is not None:
         held = free_name(traced, f"{name}_border")
         owner, _, leaf = held.rpartition(".")
         holder = traced.get_submodule(owner) if owner else traced
         holder.register_parameter(leaf, nn.Parameter(bias_map.to(device=like.device, dtype=like.dtype)))
-        with graph.inserting_before(end):
+        with graph.inserting_before(start):
             # in place: a map of another size is then an error, not a broadcast
             value = graph.call_method("add_", (value, graph.get_attr(held)))
     end.replace_all_uses_with(value)
-    gone = {node for link in step.links for node in link.nodes}
     for node in reversed(list(graph.nodes)):
         if node in gone:
             graph.erase_node(node)
