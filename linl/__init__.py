@@ -3,7 +3,7 @@
 Importing linl is light: torchvision, timm and seaborn load where they are used.
 """
 
-from linl import cost, data, devices, folding, graph, merge, models, results, train, units, weights
+from linl import cost, data, devices, folding, graph, merge, models, planning, results, train, units, weights
 from linl.advice import foldable
 from linl.checking import verify
 from linl.cost import measure
@@ -26,5 +26,5 @@ __version__ = "0.1.0"
 __all__ = [
     "LiNLU", "PartialLinear", "cost", "data", "devices", "fold", "foldable", "folding", "fuse_kernels_", "graph",
     "harden", "linearize", "measure", "merge", "models", "nonlinearity", "pad_first", "param_groups", "penalty",
-    "project_", "results", "train", "units", "verify", "weights",
+    "planning", "project_", "results", "train", "units", "verify", "weights",
 ]  # fmt: skip

@@ -74,6 +74,22 @@ def folders(root: str | Path | None = None) -> list[Path]:
     return found
 
 
+def find_file(name: str) -> Path:
+    """A file below one of the data folders, as "weights/cifar10/….th".
+
+    Raises:
+        ValueError: an absolute path: records hold no paths of anyone's machine.
+        DataError: no data folder has it.
+    """
+    told = ", ".join(map(str, folders()))
+    if Path(name).expanduser().is_absolute():
+        raise ValueError(f"{name!r}: name it below a data folder ({told}); records hold no paths of yours")
+    found = next((folder / name for folder in folders() if (folder / name).is_file()), None)
+    if found is None:
+        raise DataError(f"no file {name} in {told}: put it there, or set LINL_DATA")
+    return found
+
+
 # --- small data sets: tensors ----------------------------------------------------------------------
 
 
@@ -331,8 +347,8 @@ def load(
     """A data set by name.
 
     Args:
-        name: one of `SOURCES`; "imagefolder:PATH" or "imagefolder" (under the data folder's
-            `imagenet/`) for a folder with `train/<class>/` and `val/<class>/`.
+        name: one of `SOURCES`; "imagefolder:PATH" (a path, or a folder below a data folder) or "imagefolder"
+            (the data folder's `imagenet/`) for a folder with `train/<class>/` and `val/<class>/`.
         root: where to look instead of LINL_DATA and `data/`.
         validation: share of the training images set aside, by `seed`; 0 for none.
         size: height and width to enlarge to (digits and MNIST for convolutional networks: 32); for an
@@ -364,7 +380,9 @@ def load(
     if normalize is not None:
         source = replace(source, mean=NORMALIZATIONS[normalize][0], std=NORMALIZATIONS[normalize][1])
     if source.loader == "imagefolder":
-        where = [Path(path).expanduser()] if path else [folder / "imagenet" for folder in folders(root)]
+        own = Path(path).expanduser()
+        below = [] if own.is_absolute() else [folder / (path or "imagenet") for folder in folders(root)]
+        where = [*([own] if path else []), *below]
         return ImageFolderData.find(where, source, size or 224, validation, seed, limit, workers)
     train, test = _digits() if source.loader == "digits" else _torchvision(source, root, download)
     train, validating = _split(train, validation, seed)
