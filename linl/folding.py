@@ -14,7 +14,7 @@ from linl.affine import Affine
 from linl.chains import Fork, find
 from linl.checking import difference, error, interior_of, values
 from linl.cost import latencies
-from linl.graph import evaluating, shapes, trace
+from linl.graph import UntraceableError, evaluating, shapes, trace
 from linl.operations import Link
 from linl.planning import OBJECTIVES, Step, layers_in, merged, plan
 from linl.reports import COLUMNS, FoldReport, Place, left_over, row_of, undone
@@ -101,9 +101,25 @@ def refuse_units(net: nn.Module) -> None:
 def prepared(net: nn.Module, example: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, torch.Size]]:
     """A traced copy in plain form, and the shapes of its values."""
     traced = trace(net)
+    refuse_other_function(net, traced, example)
     known = shapes(traced, example)
     rewriting.plain_(traced, known)
     return traced, known
+
+
+def refuse_other_function(net: nn.Module, traced: nn.Module, example: Tensor) -> None:
+    """Compares a traced network with the one it was made of: torch.fx reads `y += z` as `y = y + z`.
+
+    Raises:
+        UntraceableError: they differ, because something else holds on to the value that was changed.
+    """
+    with torch.no_grad(), evaluating(net, traced):
+        a, b = net(example), traced(example)
+    if not torch.allclose(a, b, rtol=1e-3, atol=1e-3 * max(1.0, a.abs().max().item()), equal_nan=True):
+        raise UntraceableError(
+            f"{type(net).__name__} computes something else when traced: somewhere it changes a value in place (+=) "
+            "that has another name too. Write y = y + z instead."
+        )
 
 
 def finish_(traced: fx.GraphModule) -> None:

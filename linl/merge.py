@@ -82,12 +82,15 @@ def compose(first: Geometry, second: Geometry, size: Size | None = None, border:
         step = math.gcd(d1 if k1 > 1 else 0, d2 * s1 if k2 > 1 else 0) or 1
         kernel.append(((k1 - 1) * d1 + (k2 - 1) * d2 * s1) // step + 1)
         dilation.append(step)
+    padding = tuple(
+        (p[0] + s * q[0], p[1] + s * q[1]) for p, q, s in zip(first.padding, second.padding, first.stride, strict=True)
+    )
+    if first.mode != "zeros" and any(low != high or low < 0 for low, high in padding):
+        raise CannotMerge(f"{first.mode} padding, more on one side")
     return Geometry(
         first.inputs, second.outputs, tuple(kernel),
-        tuple(a * b for a, b in zip(first.stride, second.stride, strict=True)),
-        tuple((p[0] + s * q[0], p[1] + s * q[1])
-              for p, q, s in zip(first.padding, second.padding, first.stride, strict=True)),
-        tuple(dilation), math.gcd(first.groups, second.groups), _bias_after(first, second, size, border),
+        tuple(a * b for a, b in zip(first.stride, second.stride, strict=True)), padding, tuple(dilation),
+        math.gcd(first.groups, second.groups), _bias_after(first, second, size, border),
         _stays_uniform(first, second), first.mode,
     )  # fmt: skip
 

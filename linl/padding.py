@@ -146,7 +146,7 @@ class _Edit:
         conv = plain(
             module.in_channels, module.out_channels, module.kernel_size, module.stride,
             tuple(low for low, _ in padding) if symmetric else 0, module.dilation, module.groups,
-            module.bias is not None, device="meta",
+            module.bias is not None, module.padding_mode, device="meta",
         )  # fmt: skip
         conv.weight, conv.bias = module.weight, module.bias
         self.traced.add_submodule(node.target, conv.train(module.training))

@@ -162,13 +162,16 @@ def _checked(given: dict[str, Any], defaults: dict[str, Any], where: str) -> dic
 
 def _check_values(params: dict[str, Any], where: str) -> None:
     """What is known of common parameters without running anything."""
-    from linl import data, models, train
+    from linl import data, models, planning, train
 
-    choices = {"network": models.NETWORKS, "recipe": train.RECIPES, "dataset": data.SOURCES}
+    choices = {"network": models.NETWORKS, "dataset": data.SOURCES, "objective": planning.OBJECTIVES}
+    choices |= dict.fromkeys(("recipe", "pretrain_recipe", "tune_recipe"), train.RECIPES)
+    choices |= {"normalize": data.NORMALIZATIONS} if params.get("normalize") else {}
     for name, known in choices.items():
         if name in params and str(params[name]).partition(":")[0] not in known:
             raise ParameterError(f"{where}: unknown {name} {params[name]!r}; choose from {', '.join(known)}")
-    lowest = {"epochs": 1, "image_size": 0, "limit": 0, "threads": 0, "batch": 1, "pairs": 1}
+    lowest = {"image_size": 0, "limit": 0, "threads": 0, "penalty": 0, "start": 0}
+    lowest |= dict.fromkeys(("epochs", "pretrain_epochs", "tune_epochs", "batch", "pairs"), 1)
     for name, low in lowest.items():
         if params.get(name, low) < low:
             raise ParameterError(f"{where}: {name} = {params[name]} must be at least {low}")
