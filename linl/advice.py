@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from linl.chains import Chains, find
+from linl.checking import shown
 from linl.folding import prepared, refuse_units
 from linl.graph import Site, activation_sites, evaluating, input_of
 from linl.planning import OBJECTIVES, Cost, Step, plan
@@ -39,7 +40,7 @@ class FoldAdvice:
     objective: str
 
     def _repr_html_(self) -> str:
-        return self.table.to_html(index=False) + self.groups.to_html(index=False)
+        return shown(self.table) + shown(self.groups)
 
 
 def foldable(net: nn.Module, example: Tensor, objective: str = "latency", together: int = 2) -> FoldAdvice:

@@ -47,12 +47,24 @@ class Verification:
         return table
 
     def _repr_html_(self) -> str:
-        return self.table.to_html(index=False)
+        return shown(self.table)
+
+
+def shown(table: pd.DataFrame) -> str:
+    """A table for a notebook, its sentences whole."""
+    with pd.option_context("display.max_colwidth", None):
+        return table.to_html(index=False)
 
 
 @torch.no_grad()
-def verify(net: nn.Module, other: nn.Module, example: Tensor, tolerance: float = 1e-10) -> Verification:
+def verify(net: nn.Module, other: nn.Module, example: Tensor, tolerance: float | None = None) -> Verification:
     """Compares two networks in float64 on an example, each in eval mode; both are left alone.
+
+    Args:
+        net, other: of the same outputs.
+        example: one input batch.
+        tolerance: what counts as equal, relative to the largest output; None: 1e-10, or 1e-4 where either
+            network's weights were rounded to less than float64.
 
     Where `other` was folded from `net`, every merged run is compared as well, at its own output, the
     positions that padding inside the run reaches (border) apart from the others (interior).
@@ -67,6 +79,9 @@ def verify(net: nn.Module, other: nn.Module, example: Tensor, tolerance: float =
     a, b = a_all[""], b_all[""]
     if a.shape != b.shape:
         raise ValueError(f"outputs of different shapes: {tuple(a.shape)} and {tuple(b.shape)}")
+    if tolerance is None:
+        wide = all(p.dtype == torch.float64 for p in [*net.parameters(), *other.parameters()])
+        tolerance = 1e-10 if wide else 1e-4
     rows = []
     for name, place in places.items():
         if place.end in a_all and place.value in b_all:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from linl.affine import CannotMerge
 from linl.chains import Chains, Fork
+from linl.checking import shown
 from linl.graph import input_of, is_activation, is_norm_act
 from linl.operations import Link
 from linl.planning import Cost, Step, geometry_of, joint_cost, layers_in
@@ -58,7 +59,7 @@ class FoldReport:
         return int((self.table["verdict"] != "refused").sum())
 
     def _repr_html_(self) -> str:
-        return self.table.to_html(index=False)
+        return shown(self.table)
 
     def __deepcopy__(self, memo: dict) -> FoldReport:
         return self

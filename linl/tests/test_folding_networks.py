@@ -103,3 +103,46 @@ def test_folded_networks_do_without_linl(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def on_digits():
+    """A folded ResNet and its original, and real pictures for them."""
+    torch.manual_seed(0)
+    net = linl.models.create("resnet20", 10, width=0.5)
+    lin = linl.linearize(shaken(net), "partial")
+    with torch.no_grad():
+        for i, unit in enumerate(units_of(lin).values()):
+            unit.alpha.fill_(float(i % 3 != 0))
+    hard = linl.harden(lin).eval()
+    images, _ = next(linl.data.load("digits", size=32, channels=3).batches("test", 16))
+    return hard, linl.fold(linl.pad_first(hard, images).eval(), images, objective="depth"), images
+
+
+def test_torch_export_of_a_folded_network(on_digits):
+    _, small, images = on_digits
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(small, (images,), dynamic_shapes=({0: batch},))
+    torch.testing.assert_close(program.module()(images[:5]), small(images[:5]))
+
+
+def test_onnx_export_agrees_on_real_pictures(on_digits, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    _, small, images = on_digits
+    torch.onnx.export(small, (images,), tmp_path / "small.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx")
+    (got,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), small(images).detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_bias_map_is_exported_too(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 4, 1)).eval()
+    x = torch.randn(2, 3, 7, 9)
+    small = linl.fold(net, x, objective="depth")
+    assert linl.cost.depth(small) == 1 and "bias map" in small.fold_report.table["reason"].iloc[0]
+    torch.onnx.export(small, (x,), tmp_path / "small.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx")
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), net(x).detach(), atol=1e-5, rtol=1e-5)
