@@ -93,8 +93,6 @@ RECIPES: dict[str, Recipe] = {
     "fine-tune-digits": Recipe(epochs=5, batch_size=32, lr=1e-2, schedule="onecycle"),
     # ours, for the few steps an epoch of digits has: ten times the rate, so that α gets as far
     "layer-folding-digits": Recipe(epochs=10, batch_size=32, lr=1e-2, unit_lr=None, weight_decay=0.0, unit_weight_decay=None, schedule="constant", penalty=0.25),  # noqa: E501
-    # for weights whose BatchNorms are folded in: nothing rescales what a larger step would break
-    "fine-tune-gentle": Recipe(epochs=10, batch_size=64, lr=2e-3, schedule="onecycle"),
     # the same for MobileNetV2 and EfficientNet-Lite, which LiNLNet's paper doesn't have: their own weights to start
     "mobile-short": Recipe(epochs=10, batch_size=128, lr=5e-2, unit_lr=5e-3, schedule="onecycle"),
     "mobile-digits": Recipe(epochs=20, batch_size=32, lr=5e-2, unit_lr=5e-3, schedule="onecycle"),

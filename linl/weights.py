@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from linl.graph import evaluating
 
 
 def load_weights_(net: nn.Module, path: str | Path) -> None:
@@ -104,6 +106,47 @@ def _drop_norms(net: nn.Module) -> None:
         for key, child in list(owner.named_children()):
             if isinstance(child, _NoNorm):
                 setattr(owner, key, nn.Identity())
+
+
+@torch.no_grad()
+def restore_norms_(net: nn.Module, images: Tensor) -> nn.Module:
+    """Puts a BatchNorm back behind every convolution of an archived network; returns the network.
+
+    An archive's BatchNorms are folded into its weights, and a network without any is hard to train further.
+    Each new one has the statistics of its convolution's outputs on some images, and scale and shift that
+    undo them: in evaluation the network computes what it did, in training it is normalized again.
+
+    Args:
+        net: with nn.Identity where BatchNorms were, right behind a convolution in an nn.Sequential.
+        images: a batch for the statistics, the larger the better.
+    """
+    rows = [module for module in net.modules() if isinstance(module, nn.Sequential)]
+    places = [
+        (row, i)
+        for row in rows
+        for i in range(1, len(row))
+        if type(row[i]) is nn.Identity and _ends_in_conv(row[i - 1])
+    ]
+    outputs: dict[int, Tensor] = {}
+    hooks = [
+        owner[i].register_forward_hook(lambda _, inputs, y, n=n: outputs.__setitem__(n, torch.var_mean(y, (0, 2, 3))))
+        for n, (owner, i) in enumerate(places)
+    ]
+    with evaluating(net):
+        net(images)
+    for hook in hooks:
+        hook.remove()
+    for n, (owner, i) in enumerate(places):
+        variance, mean = outputs[n]
+        norm = nn.BatchNorm2d(len(mean)).to(mean)
+        norm.running_mean.copy_(mean), norm.running_var.copy_(variance)
+        norm.weight.copy_((variance + norm.eps).sqrt()), norm.bias.copy_(mean)
+        owner[i] = norm.train(owner.training)
+    return net
+
+
+def _ends_in_conv(module: nn.Module) -> bool:
+    return isinstance(list(module.modules())[-1], nn.Conv2d)
 
 
 def only_classes_(net: nn.Module, classes: Sequence[int]) -> nn.Module:
