@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from linl.graph import activation_sites, clone, replace_activations, shapes, trace
 from linl.kernels import two_slope
@@ -285,8 +285,21 @@ def linearize(
 
 
 def units_of(net: nn.Module) -> dict[str, Unit]:
-    """The trainable units by name, in the order of the forward pass."""
-    return {name: module for name, module in net.named_modules() if isinstance(module, Unit)}
+    """The trainable units by name, in the order of the forward pass (of modules, where nothing was traced)."""
+    units = {name: module for name, module in net.named_modules() if isinstance(module, Unit)}
+    if not isinstance(net, fx.GraphModule):
+        return units
+    calls: dict[str, int] = {}
+    for i, node in enumerate(net.graph.nodes):
+        if node.op == "call_module":
+            calls.setdefault(node.target, i)
+
+    def place(name: str) -> int:  # a unit inside a called module (timm's norms) stands where that is called
+        while name and name not in calls:
+            name = name.rpartition(".")[0]
+        return calls.get(name, len(calls))
+
+    return dict(sorted(units.items(), key=lambda item: place(item[0])))
 
 
 def nonlinearity(net: nn.Module) -> pd.DataFrame:

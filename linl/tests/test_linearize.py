@@ -337,3 +337,18 @@ def test_a_shared_unit_is_hardened_at_each_of_its_places():
     hard = linl.harden(nn.Sequential(fc, unit, fc, unit))
     assert not units_of(hard) and hard[1] is hard[3]
     assert type(linl.harden(linl.LiNLU(1.0))) is nn.Identity
+
+
+def test_units_come_in_the_order_of_the_forward_pass():
+    """Functional activations become modules of the traced network, added last; they are listed where they act."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.late, self.a, self.b = nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.late(self.b(F.relu(self.a(torch.tanh(x)))))
+
+    units = linl.nonlinearity(linl.linearize(Net(), "partial"))["name"].tolist()
+    assert units == ["tanh", "relu", "late"]
