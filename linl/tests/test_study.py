@@ -14,11 +14,12 @@ from linl.results import ParameterError
 def test_every_profile_is_valid():
     found = {name: study.jobs(name) for name in study.profiles()}
     assert set(found) >= {"smoke", "quick", "cifar10", "paper", "imagenet"}
-    assert {job.params["network"] for job in found["quick"]} == {
+    linlnet = {name: [job.params for job in jobs if job.experiment == "linlnet"] for name, jobs in found.items()}
+    assert {params["network"] for params in linlnet["quick"]} == {
         "mlp", "alexnet", "vgg16", "resnet18", "mobilenetv2", "efficientnet_lite0"
     }  # fmt: skip
-    assert {job.params["epochs"] for job in found["paper"]} == {200}
-    assert {job.params["recipe"] for job in found["paper"]} == {"linlnet"}
+    assert {params["epochs"] for params in linlnet["paper"]} == {200}
+    assert {params["recipe"] for params in linlnet["paper"]} == {"linlnet"}
     for name, jobs in found.items():
         assert all(job.params["profile"] == name for job in jobs)
         assert len({job.folder for job in jobs}) == len(jobs)
@@ -41,6 +42,11 @@ def written(tmp_path, block):
         ({"with": {"recipe": "fast"}}, "unknown recipe 'fast'"),
         ({"notebook": "experiments/none.ipynb"}, r"no notebook .*none\.ipynb"),
         ({"sweep": {}}, "unknown key sweep"),
+        ({"notebook": "experiments/layer_folding.ipynb", "with": {"tune_recipe": "x"}}, "unknown tune_recipe 'x'"),
+        ({"notebook": "experiments/layer_folding.ipynb", "with": {"tune_epochs": 0}}, "tune_epochs = 0 must be at"),
+        ({"notebook": "experiments/layer_folding.ipynb", "with": {"penalty": -1}}, "penalty = -1.0 must be at least 0"),
+        ({"notebook": "experiments/layer_folding.ipynb", "with": {"objective": "x"}}, "unknown objective 'x'"),
+        ({"notebook": "experiments/layer_folding.ipynb", "with": {"normalize": "x"}}, "unknown normalize 'x'"),
         ({"with": {"width": -1.0}}, "width = -1.0 must be above 0"),
         ({"with": {"validation": 1.5}}, "validation = 1.5 must be"),
         ({"with": {"limit": -5}}, "limit = -5 must be at least 0"),
@@ -107,7 +113,7 @@ def test_the_smoke_profile_from_start_to_table(capfd):
         assert result["figures"].get("merge_error", 0) < 1e-10
         assert (job.folder / "notebook.ipynb").is_file() and not list(job.folder.rglob("checkpoint.pt"))
     assert study.main(["run", "smoke"]) == 0
-    assert "all 3 runs are done" in capfd.readouterr().out
+    assert f"all {len(jobs)} runs are done" in capfd.readouterr().out
     assert [job.result.stat().st_mtime_ns for job in jobs] == stamps
     jobs[0].result.unlink()
     assert study.main(["run", "smoke"]) == 0 and jobs[0].done, "what is missing is done, though tables are there"
@@ -116,5 +122,6 @@ def test_the_smoke_profile_from_start_to_table(capfd):
     tables = results.results_folder() / "tables"
     first = {f.name: f.read_bytes() for f in tables.iterdir()}
     assert {"linlnet.csv", "linlnet.md", "linlnet.png", "benchmark-units.csv", "index.md"} <= set(first)
+    assert {"layer_folding.csv", "layer_folding.md", "layer_folding.png"} <= set(first)
     assert study.main(["tables"]) == 0
     assert {f.name: f.read_bytes() for f in tables.iterdir()} == first, "the same records, the same bytes"

@@ -29,7 +29,21 @@ def test_the_papers_recipe():
     assert (paper.lr, paper.unit_lr, paper.weight_decay, paper.unit_weight_decay) == (1e-2, 1e-3, 5e-4, 5e-4)
     assert [paper.factor(epoch * 10, 10) for epoch in (0, 139, 140, 199)] == pytest.approx([1, 1, 0.1, 0.1])
     assert paper.penalty == 0 and paper.init == "linlnet"
-    assert all(r.unit_lr == pytest.approx(r.lr / 10) for r in RECIPES.values()), "p's rate is not tuned apart"
+    ours = [r for name, r in RECIPES.items() if name.startswith(("linlnet", "mobile"))]
+    assert all(r.unit_lr == pytest.approx(r.lr / 10) for r in ours), "p's rate is not tuned apart"
+
+
+def test_layer_foldings_recipes():
+    """METHODS 2.1-2.3: rate 1e-3, momentum 0.9, batch 128, 100 + 100 epochs, α trained as the weights are."""
+    for name, decay in (("", 0.0), ("-vgg", 5e-4)):
+        first, then = recipe(f"layer-folding{name}"), recipe(f"fine-tune{name}")
+        for r in (first, then):
+            assert (r.epochs, r.batch_size, r.lr, r.momentum, r.weight_decay) == (100, 128, 1e-3, 0.9, decay)
+        assert (first.penalty, then.penalty) == (0.25, 0.0)
+    assert recipe("layer-folding").factor(999, 10) == 1.0
+    assert [recipe("layer-folding-vgg").factor(epoch * 10, 10) for epoch in (49, 50)] == pytest.approx([1, 0.1])
+    folding = [r for name, r in RECIPES.items() if name.startswith("layer-folding")]
+    assert len(folding) == 3 and all(r.unit_lr is None and r.unit_weight_decay is None for r in folding)
 
 
 def test_one_cycle_rises_and_falls_to_zero():
