@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from linl.chains import Fork
 from linl.graph import clone, evaluating
@@ -93,10 +94,11 @@ def verify(net: nn.Module, other: nn.Module, example: Tensor, tolerance: float |
 def values(net: nn.Module, example: Tensor, names: Iterable[str] = ()) -> dict[str, Tensor]:
     """A network's output (under "") and the values of some nodes of its graph, in float64 and eval mode."""
     double = clone(net).eval().double()
-    x = example.detach().to(next((p.device for p in double.parameters()), example.device)).double()
+    x = example.detach().to(next((p.device for p in double.parameters()), example.device))
+    x = x.double() if x.is_floating_point() else x
     names = set(names)
     if not names:
-        return {"": double(x)}
+        return {"": one_tensor(double(x))}
     if not isinstance(double, fx.GraphModule):
         from linl.graph import trace
 
@@ -106,13 +108,20 @@ def values(net: nn.Module, example: Tensor, names: Iterable[str] = ()) -> dict[s
     class Listen(fx.Interpreter):
         def run_node(self, node: fx.Node):
             value = super().run_node(node)
-            if node.name in names:
+            if node.name in names and isinstance(value, Tensor):
                 found[node.name] = value.clone()  # an in-place operation may come
             return value
 
     with evaluating(double):
-        found[""] = Listen(double, garbage_collect_values=True).run(x)
+        found[""] = one_tensor(Listen(double, garbage_collect_values=True).run(x))
     return found
+
+
+def one_tensor(output: object) -> Tensor:
+    """A network's output; several (a tuple, a dict) in a row, as one vector."""
+    if isinstance(output, Tensor):
+        return output
+    return torch.cat([leaf.flatten() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)])
 
 
 def difference(a: Tensor, b: Tensor, interior: Sequence[Tensor] | None) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from linl import rewriting
 from linl.affine import Affine
 from linl.chains import Fork, find
-from linl.checking import difference, error, interior_of, values
+from linl.checking import difference, error, interior_of, one_tensor, values
 from linl.cost import latencies
 from linl.graph import UntraceableError, evaluating, shapes, trace
 from linl.operations import Link
@@ -53,6 +53,7 @@ def fold(
         raise ValueError(f"unknown objective {objective!r}: choose from {', '.join(OBJECTIVES)}")
     if border not in BORDERS:
         raise ValueError(f"unknown border {border!r}: choose from {', '.join(BORDERS)}")
+    refuse_example(net, example)
     refuse_unfinished(net)
     with torch.no_grad():
         traced, known = prepared(net, example)
@@ -100,11 +101,33 @@ def refuse_units(net: nn.Module) -> None:
 
 def prepared(net: nn.Module, example: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, torch.Size]]:
     """A traced copy in plain form, and the shapes of its values."""
+    refuse_example(net, example)
     traced = trace(net)
     refuse_other_function(net, traced, example)
     known = shapes(traced, example)
     rewriting.plain_(traced, known)
     return traced, known
+
+
+def refuse_example(net: nn.Module, example: Tensor) -> None:
+    """An example that the network can't take, or that shows nothing.
+
+    Raises:
+        ValueError: saying which.
+    """
+    if not isinstance(net, nn.Module) or not isinstance(example, Tensor):
+        raise ValueError(f"wanted a torch module and a tensor, not {type(net).__name__} and {type(example).__name__}")
+    if not example.numel():
+        raise ValueError("the example is empty: at least one input is needed")
+    if any(isinstance(p, nn.parameter.UninitializedTensorMixin) for p in [*net.parameters(), *net.buffers()]):
+        raise ValueError(f"{type(net).__name__} has lazy layers without weights: run it once first")
+    try:
+        with torch.no_grad(), evaluating(net):
+            net(example)
+    except Exception as error:
+        why = (str(error).splitlines() or [repr(error)])[0]
+        told = f"{tuple(example.shape)}, {example.dtype}"
+        raise ValueError(f"{type(net).__name__} doesn't run on this example ({told}): {why}") from error
 
 
 def refuse_other_function(net: nn.Module, traced: nn.Module, example: Tensor) -> None:
@@ -114,7 +137,7 @@ def refuse_other_function(net: nn.Module, traced: nn.Module, example: Tensor) ->
         UntraceableError: they differ, because something else holds on to the value that was changed.
     """
     with torch.no_grad(), evaluating(net, traced):
-        a, b = net(example), traced(example)
+        a, b = one_tensor(net(example)), one_tensor(traced(example))
     if not torch.allclose(a, b, rtol=1e-3, atol=1e-3 * max(1.0, a.abs().max().item()), equal_nan=True):
         raise UntraceableError(
             f"{type(net).__name__} computes something else when traced: somewhere it changes a value in place (+=) "

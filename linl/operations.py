@@ -99,6 +99,8 @@ class Reader:
             return None
         if node.target in self.shared:
             raise CannotMerge(self.shared[node.target])
+        if any(t.is_complex() for t in module.parameters()):
+            raise CannotMerge("complex weights")
         if module._forward_hooks or module._forward_pre_hooks:
             raise CannotMerge("a layer with a hook on it")
         if len(node.all_input_nodes) != 1:

@@ -286,7 +286,7 @@ def write_(traced: fx.GraphModule, step: Step, layer: Affine, like: Tensor) -> t
     taken = dict(traced.named_modules())
     for suffix, module in modules:
         own = name if not suffix and name in taken else free_name(traced, f"{name}{suffix}")
-        module.to(device=like.device, dtype=like.dtype)
+        module.to(device=like.device, dtype=like.dtype).requires_grad_(like.requires_grad)
         if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last) and isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
         traced.add_submodule(own, module.eval())
