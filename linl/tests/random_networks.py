@@ -80,9 +80,6 @@ _WIDTHS = (2, 3, 4, 6)
 HEAD, POINTWISE, SPATIAL, MIRRORED = 0, 1, 2, 3
 """How far the run has come: nothing yet, single positions alone, neighbours read, and all behind mirrors."""
 
-DENSE_BEHIND_MIRRORS = False
-"""Whether a run that begins with a reflecting convolution and ends in a dense layer must become one layer."""
-
 
 class _Unfit(Exception):  # noqa: N818 - an answer, not a fault
     """This piece doesn't fit here."""
@@ -367,7 +364,7 @@ class _Builder:
         row = [Piece(Call(f"x.mean({axes})", lambda x: x.mean(axes)))] if way == "mean" else [Piece(flat)]
         if way == "pool":
             row.insert(0, Piece(pooled))
-        if self.come == MIRRORED and not DENSE_BEHIND_MIRRORS:
+        if self.come == MIRRORED:  # a dense layer behind mirrors is refused by name: no number is promised
             row = self.bend(x) + row
         value = run(row, x)
         if way == "bent":
