@@ -178,8 +178,8 @@ def cost_of(geometry: Geometry, size: Size, kind: str = "conv", flat: bool = Fal
     if kind == "scale":
         return Cost(numbers=geometry.outputs + bias)
     weights = geometry.weights()
-    if flat and not geometry.uniform:
-        weights = geometry.outputs * geometry.inputs * math.prod(size)
+    if flat:  # written as a dense layer, groups spread out
+        weights = geometry.outputs * geometry.inputs * (1 if geometry.uniform else math.prod(size))
     return Cost(1, weights + bias, weights * positions)
 
 
