@@ -130,7 +130,7 @@ class _Builder:
             y = run(pieces, x)
             if y.numel() and y.shape[1] <= 12 and (y.ndim < 3 or True not in rules or min(y.shape[2:]) > 1):
                 return pieces, y
-        except (_Unfit, RuntimeError):  # torch: a kernel larger than the image, and the like
+        except (_Unfit, RuntimeError, ValueError):  # torch: a kernel larger than the image, and the like
             pass
         self.come, self.inner = before
         return None
@@ -145,7 +145,9 @@ class _Builder:
             found |= {self.bend: 4, self.twice: 0.5, self.tied: 0.4, self.product: 0.4}
             found |= {self.max_pool: 0.7, self.reflect: 0.5} if image else {}
         if self.wild:
-            found |= {self.trap: 2.5, self.odd: 2}
+            found |= (
+                {self.trap: 3, self.odd: 2, self.pool: 3, self.adaptive: 2} if image else {self.trap: 3, self.odd: 2}
+            )
         return found
 
     # linear pieces
@@ -156,11 +158,11 @@ class _Builder:
         outputs = outputs or self.rng.choice((*_WIDTHS, inputs))
         common = math.gcd(inputs, outputs)
         groups = self.rng.choice([1, 1, common, *(g for g in (2, 3) if common % g == 0)])
-        kernel = self.each(dims, 1) if self.chance(0.25) else self.each(dims, 1, 2, 3, 3, 4)
+        kernel = self.each(dims, 1) if self.chance(0.3) else self.each(dims, 1, 2, 3, 3, 4)
         dilation = self.each(dims, 1, 1, 2)
         strides = self.each(dims, 1, 1, 1, 2, 3) if stride is None else (stride,) * dims
         padding, before = 0, []
-        if self.may_pad() and "padding_mode" not in options and self.chance(0.6):
+        if self.may_pad() and "padding_mode" not in options and self.chance(0.9 if self.come == POINTWISE else 0.6):
             way = self.rng.choice(("number", "number", "pieces", "same"))
             if way == "same" and strides == (1,) * dims:
                 padding = "same"
@@ -198,7 +200,7 @@ class _Builder:
         dims = x.ndim - 2
         kernel, strides = self.each(dims, 2, 3), self.each(dims, 1, 2) if stride is None else (stride,) * dims
         padding = self.each(dims, 0, 1) if self.may_pad() else (0,) * dims
-        count, ceil = self.chance(0.7), self.chance(0.3)
+        count, ceil = self.chance(0.5), self.chance(0.3)
         if any(padding):
             self.padded()
             count = count or not self.wild

@@ -159,7 +159,8 @@ TRAPS = {
 IMAGE_TRAPS = {
     "F.pad(x, (1, 1), value=1)": lambda x: F.pad(x, (1, 1), value=1.0), "x[:, :, 1::2]": lambda x: x[:, :, 1::2],
     "x[..., :-1]": lambda x: x[..., :-1], "x.transpose(-1, -2)": lambda x: x.transpose(-1, -2),
-    "x.mean(-1, True)": lambda x: x.mean(-1, keepdim=True), "x + x.mean(-1, True)": lambda x: x + x.mean(-1, True),
+    "x.mean(-1, True)": lambda x: x.mean(-1, True), "x.mean((1, 2), True)": lambda x: x.mean((1, 2), True),
+    "x + x.mean(-1, True)": lambda x: x + x.mean(-1, True),
     "F.pad(x, …, 'circular')": lambda x: F.pad(x, (1, 1) * (x.dim() - 2), "circular"),
     "x.flatten(2).view_as(x)": lambda x: x.flatten(2).view_as(x),
     "2 * x[:, :, ::1] + x": lambda x: 2 * x[:, :, ::1] + x,

@@ -185,7 +185,7 @@ def check_padded(given: Network, tally: Tally) -> None:
         assert apart(net, padded, x) <= TOLERANCE, "pad_first changed a network that pads nowhere inside"
     try:
         wanted = trains(copy.deepcopy(net), x)
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         wanted = None  # a wild network that works in place can't be trained, padded or not
     if wanted is not None:
         assert trains(copy.deepcopy(padded), x) == wanted, "the padded network doesn't train as the given one"
@@ -258,7 +258,7 @@ def campaign(count: int, start: int = 0) -> int:
 
 @pytest.mark.parametrize("seed", range(96))
 def test_random_networks_fold(seed):
-    check(seed, Tally(), (OBJECTIVES[seed % 3],))
+    check(seed, Tally(), (OBJECTIVES[seed // 3 % 3],))
 
 
 @pytest.mark.parametrize("seed", [1, 6])
