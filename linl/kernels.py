@@ -82,21 +82,24 @@ class _TwoSlope(torch.autograd.Function):
     def forward(ctx, x, theta, positive, negative, fused):
         fused = fused and _can_fuse(x.device.type)
         lowest = highest = 0.0  # of the slopes; reading them would stall an accelerator's queue
-        if x.is_cpu:
-            values = [theta.item()] if theta.ndim == 0 else theta.tolist()
-            lowest = min(min(_slopes(v, positive, negative)) for v in values)
-            highest = min(_slopes(v, positive, negative)[0] for v in values)
+        numbers = _slopes(theta, positive, negative)
+        if x.is_cpu and theta.ndim == 0:
+            numbers = _slopes(theta.item(), positive, negative)  # plain numbers: no small tensors on the way
+            lowest, highest = min(numbers), numbers[0]
+        elif x.is_cpu:
+            lowest, highest = min(n.amin().item() for n in numbers), numbers[0].amin().item()
         ctx.args, ctx.fused = (positive, negative), fused
         ctx.blockwise = not fused and highest > 0 and theta.ndim == 0 and _dense(x)
         # The layer that follows saves y anyway, so saving y costs no memory, as with nn.ReLU;
         # x is then y / slope.
         ctx.from_output = lowest >= MIN_SLOPE
         if fused:
-            y = _fused("forward")(x, _packed(theta, *_slopes(theta, positive, negative)))
+            y = _fused("forward")(x, _packed(theta, *numbers))
         elif ctx.blockwise:
-            y = _forward_blocks(x, *_slopes(values[0], positive, negative))
+            y = _forward_blocks(x, *numbers)
         else:
             y = formula(x, theta, positive, negative)
+        ctx.numbers = numbers if x.is_cpu and theta.ndim == 0 else None
         ctx.save_for_backward(y if ctx.from_output else x, theta)
         return y
 
@@ -108,7 +111,7 @@ class _TwoSlope(torch.autograd.Function):
         args = (*ctx.args, ctx.from_output)
         saved, theta = saved.detach(), theta.detach()
         if ctx.fused:
-            slopes = _slopes(theta, *ctx.args)
+            slopes = ctx.numbers or _slopes(theta, *ctx.args)
             bends = [d / s if ctx.from_output else d for (_, d), s in zip(ctx.args, slopes, strict=True)]
             dx, dtheta = _fused("backward")(g, saved, _packed(theta, *slopes, *bends))
         elif ctx.blockwise and g.dtype == saved.dtype:
@@ -155,6 +158,8 @@ def _backward(g, saved, theta, positive, negative, from_output):
 def _packed(theta: Tensor, *values: Tensor | float) -> Tensor:
     """The few numbers that a kernel needs as one tensor (n, *theta.shape), worked out beforehand: in the
     kernel they would be worked out again for every vector of elements."""
+    if not any(isinstance(v, Tensor) for v in values):
+        return torch.tensor(values, dtype=theta.dtype, device=theta.device)
     return torch.stack([v if isinstance(v, Tensor) else torch.full_like(theta, v) for v in values])
 
 
@@ -177,7 +182,11 @@ def _compiled_backward(g: Tensor, saved: Tensor, numbers: Tensor) -> tuple[Tenso
 @functools.cache
 def _fused(half: str):
     torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
-    return torch.compile({"forward": _compiled_forward, "backward": _compiled_backward}[half], dynamic=True)
+    # Without this, a kernel first built for a small tensor runs on one thread ever after: how many threads are worth
+    # it is settled at that first size, and the size isn't part of what torch's cache on disk goes by.
+    options = {"cpp.dynamic_threads": True}
+    made = {"forward": _compiled_forward, "backward": _compiled_backward}[half]
+    return torch.compile(made, dynamic=True, options=options)
 
 
 @functools.cache
