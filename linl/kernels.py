@@ -82,9 +82,9 @@ class _TwoSlope(torch.autograd.Function):
     def forward(ctx, x, theta, positive, negative, fused):
         fused = fused and _can_fuse(x.device.type)
         lowest = highest = 0.0  # of the slopes; reading them would stall an accelerator's queue
-        numbers = _slopes(theta, positive, negative)
-        if x.is_cpu and theta.ndim == 0:
-            numbers = _slopes(theta.item(), positive, negative)  # plain numbers: no small tensors on the way
+        plain = x.is_cpu and theta.ndim == 0  # plain numbers: no small tensors on the way
+        numbers = _slopes(theta.item() if plain else theta, positive, negative)
+        if plain:
             lowest, highest = min(numbers), numbers[0]
         elif x.is_cpu:
             lowest, highest = min(n.amin().item() for n in numbers), numbers[0].amin().item()
@@ -99,7 +99,7 @@ class _TwoSlope(torch.autograd.Function):
             y = _forward_blocks(x, *numbers)
         else:
             y = formula(x, theta, positive, negative)
-        ctx.numbers = numbers if x.is_cpu and theta.ndim == 0 else None
+        ctx.numbers = numbers if plain else None
         ctx.save_for_backward(y if ctx.from_output else x, theta)
         return y
 

@@ -20,10 +20,22 @@ from linl.units import FixedPartial, FixedTwoSlope
 
 
 def plain_(traced: fx.GraphModule, known: dict[fx.Node, torch.Size]) -> None:
+    """`open_`, and units' fixed forms in torch's own operations, for a network that is to load without linl."""
+    open_(traced, known)
+    for node in list(traced.graph.nodes):
+        if isinstance(called(traced, node), FixedTwoSlope):
+            _absorb_factor(traced, node)
+    for node in list(traced.graph.nodes):
+        if isinstance(called(traced, node), FixedTwoSlope | FixedPartial):
+            _spell_out(traced, node, known)
+    traced.recompile()
+
+
+def open_(traced: fx.GraphModule, known: dict[fx.Node, torch.Size]) -> None:
     """Rewrites a network in eval mode, without changing what it computes, so that its linear runs lie open.
 
     Identities and dropout leave; views that flatten become `torch.flatten`; timm's norms with an activation
-    inside become two calls; a factor before an activation joins the layer before it.
+    inside become two calls.
     """
     for node in list(traced.graph.nodes):
         if _is_nothing(traced, node) or _moves_nothing(traced, node, known):
@@ -36,12 +48,6 @@ def plain_(traced: fx.GraphModule, known: dict[fx.Node, torch.Size]) -> None:
     for node in list(traced.graph.nodes):
         if is_norm_act(called(traced, node)) and node.target not in shared:
             _split_norm_act(traced, node, known)
-    for node in list(traced.graph.nodes):
-        if isinstance(called(traced, node), FixedTwoSlope):
-            _absorb_factor(traced, node)
-    for node in list(traced.graph.nodes):
-        if isinstance(called(traced, node), FixedTwoSlope | FixedPartial):
-            _spell_out(traced, node, known)
     traced.recompile()
 
 
