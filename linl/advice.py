@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from linl.chains import Chains, find
 from linl.checking import shown
 from linl.folding import prepared, refuse_units
-from linl.graph import Site, activation_sites, evaluating, input_of
+from linl.graph import Site, activation_sites, evaluating, input_of, trace
 from linl.planning import OBJECTIVES, Cost, Step, plan
 from linl.reports import pair_reasons
 from linl.timing import layer_timer
@@ -61,7 +61,10 @@ def foldable(net: nn.Module, example: Tensor, objective: str = "latency", togeth
     refuse_units(net)
     with torch.no_grad(), evaluating(net):
         judge = _Judge(net, example, objective)
-        sites = activation_sites(judge.traced)
+        # in plain form a timm norm's activation is a call of its own; it keeps the name that `linearize` gives it
+        names = [site.name for site in activation_sites(trace(net))]
+        plain = activation_sites(judge.traced)
+        sites = [replace(site, name=name) for site, name in zip(plain, names, strict=True)]
         groups = judge.groups(sites, together)
         rows = [judge.row(site, groups) for site in sites]
     told = [{k: v for k, v in group.items() if k != "members"} for group in groups]

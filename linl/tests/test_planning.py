@@ -158,3 +158,12 @@ def test_foldable_says_what_stands_in_the_way():
     assert "border" in advice["reason"][0] and "MaxPool2d in between" in advice["reason"][1]
     with pytest.raises(ValueError, match="unknown objective 'speed'"):
         linl.foldable(net, torch.randn(1, 2, 8, 8), objective="speed")
+
+
+def test_foldable_names_activations_as_linearize_does():
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("efficientnet_lite0", num_classes=10).eval()
+    names = set(linl.units.units_of(linl.linearize(net, "partial")))
+    advice = linl.foldable(net, torch.randn(1, 3, 64, 64), objective="macs")
+    assert set(advice.table["activation"]) == names
+    assert {name for group in advice.groups["activations"] for name in group.split(", ")} <= names
