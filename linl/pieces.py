@@ -1,0 +1,146 @@
+"""Piecewise linear activations: their value, their range over an interval, and straight lines below and above.
+
+One rule serves every such activation. Over [l, u] a line of any slope s, put through the extreme of f(x) − s·x
+over l, u and the bends between them, lies below (above) f, because f(x) − s·x is piecewise linear as well. For a
+ReLU the lines chosen here are CROWN's (Zhang et al., NeurIPS 2018, section 3.2): the chord above; below, the
+identity or zero, whichever leaves the smaller area.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from linl.units import FixedPartial, FixedTwoSlope, LiNLU, PartialLinear
+
+STATES = ("inactive", "active", "saturated")
+"""A unit that never leaves its first, second, third piece."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A piecewise linear function, the same for every unit of a channel.
+
+    Attributes:
+        bends: where the slope changes, ascending.
+        values: the function there.
+        slopes: of each piece, one more than bends; each () or (C, 1, …), broadcasting against one example.
+    """
+
+    bends: tuple[float, ...]
+    values: tuple[float, ...]
+    slopes: tuple[Tensor, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The function at x (…, *shape)."""
+        s = [slope.to(x) for slope in self.slopes]
+        y = self.values[0] + s[0] * (x - self.bends[0]).clamp(max=0) + s[-1] * (x - self.bends[-1]).clamp(min=0)
+        for a, b, slope in zip(self.bends, self.bends[1:], s[1:], strict=False):
+            y = y + slope * (x.clamp(a, b) - a)
+        return y
+
+    def largest_slope(self, like: Tensor) -> Tensor:
+        """The greatest |slope|, () or (C, 1, …)."""
+        largest = self.slopes[0].abs()
+        for slope in self.slopes[1:]:
+            largest = torch.maximum(largest, slope.abs())
+        return largest.to(like)
+
+    def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the greatest value over [lower, upper], up to rounding."""
+        ends = torch.stack([self(p) for p in self._points(lower, upper)])
+        return ends.amin(0), ends.amax(0)
+
+    def piece(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """The number of the piece that [lower, upper] lies in, −1 where it reaches into two; int8."""
+        found = torch.full(lower.shape, -1, dtype=torch.int8, device=lower.device)
+        edges = (-torch.inf, *self.bends, torch.inf)
+        for number in reversed(range(len(self.slopes))):
+            found[(lower >= edges[number]) & (upper <= edges[number + 1])] = number
+        return found
+
+    def lines(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Slope and intercept of a line below and of one above, on [lower, upper].
+
+        The intercepts leave room for their own rounding, so the lines are sound for the floating-point numbers
+        returned.
+        """
+        points = self._points(lower, upper)
+        at = [self(p) for p in points]
+        wide = upper > lower
+        chord = torch.where(wide, (at[-1] - at[0]) / torch.where(wide, upper - lower, 1), 0)
+        middle = lower / 2 + upper / 2
+        best: list[Tensor] = []
+        for slope in (chord, *(s.to(lower).expand_as(lower) for s in self.slopes)):
+            low, high = self._intercepts(slope, points, at)
+            here = [slope, low, slope, high]
+            if not best:
+                best = here
+                continue
+            closer = slope * middle + low > best[0] * middle + best[1]
+            best[:2] = [torch.where(closer, new, old) for new, old in zip(here[:2], best[:2], strict=True)]
+            closer = slope * middle + high < best[2] * middle + best[3]
+            best[2:] = [torch.where(closer, new, old) for new, old in zip(here[2:], best[2:], strict=True)]
+        return tuple(best)
+
+    def line_below(self, slope: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        """The intercept of the highest line of a given slope that lies below on [lower, upper]; differentiable."""
+        points = self._points(lower, upper)
+        return self._intercepts(slope, points, [self(p) for p in points])[0]
+
+    def _points(self, lower: Tensor, upper: Tensor) -> list[Tensor]:
+        inside = [torch.minimum(torch.maximum(lower.new_tensor(b), lower), upper) for b in self.bends]
+        return [lower, *inside, upper]
+
+    @staticmethod
+    def _intercepts(slope: Tensor, points: list[Tensor], at: list[Tensor]) -> tuple[Tensor, Tensor]:
+        eps = torch.finfo(slope.dtype).eps
+        gaps = [y - slope * p for p, y in zip(points, at, strict=True)]
+        low, high, slack = gaps[0], gaps[0], torch.zeros_like(slope)
+        for gap, p, y in zip(gaps, points, at, strict=True):
+            low, high = torch.minimum(low, gap), torch.maximum(high, gap)
+            slack = torch.maximum(slack, 4 * eps * (y.abs() + (slope * p).abs()))
+        return low - slack, high + slack
+
+
+def pieces_of(module: nn.Module, dims: int) -> Pieces | None:
+    """An activation as pieces; None where it is none of the kinds known here.
+
+    Args:
+        module: the activation, a unit of linl's or a fixed form of one.
+        dims: spatial dimensions of what it gets, for slopes by channel.
+    """
+
+    def slope(value) -> Tensor:
+        t = torch.as_tensor(value).detach().to("cpu", torch.float64)
+        return t.reshape(-1, *[1] * dims) if t.numel() > 1 else t.reshape(())
+
+    def two(negative, positive) -> Pieces:
+        return Pieces((0.0,), (0.0,), (slope(negative), slope(positive)))
+
+    if isinstance(module, nn.Hardtanh):  # ReLU6 is one
+        if module.min_val == 0:
+            return Pieces((0.0, module.max_val), (0.0, module.max_val), (slope(0.0), slope(1.0), slope(0.0)))
+        ends = (float(module.min_val), float(module.max_val))
+        return Pieces(ends, ends, (slope(0.0), slope(1.0), slope(0.0)))
+    if isinstance(module, nn.ReLU):
+        return two(0.0, 1.0)
+    if isinstance(module, nn.LeakyReLU):
+        return two(module.negative_slope, 1.0)
+    if isinstance(module, nn.PReLU):
+        return two(module.weight, 1.0)
+    if isinstance(module, LiNLU):
+        return two(2 * module.p.detach().double() - 1, module.p)
+    if isinstance(module, FixedTwoSlope):
+        return two(module.negative, module.positive)
+    if isinstance(module, PartialLinear | FixedPartial):
+        inner, alpha = pieces_of(module.activation, dims), slope(module.alpha)
+        if inner is None:
+            return None
+        mixed = tuple(alpha + (1 - alpha) * s for s in inner.slopes)
+        if any(bend != value for bend, value in zip(inner.bends, inner.values, strict=True)):
+            return None  # the bends' values would differ by channel
+        return Pieces(inner.bends, inner.values, mixed)
+    return None
