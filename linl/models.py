@@ -57,6 +57,21 @@ class MLP(nn.Module):
         return self.output(self.hidden(self.flatten(x)))
 
 
+class Autoencoder(nn.Module):
+    """Dense layers, a ReLU after every one, the last giving the image back (Serra et al., NeurIPS 2021)."""
+
+    def __init__(self, input_size: Size, hidden: Sequence[int]) -> None:
+        super().__init__()
+        pixels = math.prod(input_size)
+        layers = [part for a, b in itertools.pairwise([pixels, *hidden, pixels]) for part in _linear(a, b, norm=False)]
+        self.flatten = nn.Flatten()
+        self.layers = nn.Sequential(*layers)
+        self.image = nn.Unflatten(1, input_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.image(self.layers(self.flatten(x)))
+
+
 class AlexNet(nn.Module):
     """LiNLNet's AlexNet: five convolutions, each conv, BatchNorm, [max-pool], ReLU; two hidden dense layers.
 
@@ -212,6 +227,10 @@ def _mlp(size, classes, width, hidden=(2048, 1024, 512, 512), norm=True, dropout
     return MLP(size, classes, [_scaled(h, width) for h in hidden], norm, dropout)
 
 
+def _autoencoder(size, classes, width, hidden=(100, 25, 100)):
+    return Autoencoder(size, [_scaled(h, width) for h in hidden])
+
+
 def _alexnet(size, classes, width, dropout=0.5):
     return AlexNet(size, classes, width, dropout)
 
@@ -290,6 +309,7 @@ def _first_channels(net: nn.Module, path: str, channels: int) -> nn.Module:
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": _mlp,
+    "autoencoder": _autoencoder,
     "alexnet": _alexnet,
     "vgg16": _vgg("vgg16"),
     "vgg19": _vgg("vgg19"),
@@ -327,7 +347,21 @@ def init_linlnet_imagenet_(net: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-INITS = {"default": init_default_, "linlnet": init_linlnet_, "linlnet-imagenet": init_linlnet_imagenet_}
+def init_kaiming_(net: nn.Module) -> None:
+    """Kaiming's normal weights for ReLUs, biases 0, as in the ReLU-stability experiments of Serra et al."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+INITS = {
+    "default": init_default_,
+    "linlnet": init_linlnet_,
+    "linlnet-imagenet": init_linlnet_imagenet_,
+    "kaiming": init_kaiming_,
+}
 
 
 def create(
@@ -347,7 +381,7 @@ def create(
         num_classes: length of the output.
         input_size: (channels, height, width) of an image.
         width: multiplies every hidden width, rounded to multiples of 8; for trial runs.
-        init: "default" (the layers' own), "linlnet" or "linlnet-imagenet" (the paper's code).
+        init: "default" (the layers' own), "linlnet" or "linlnet-imagenet" (the paper's code), "kaiming".
         pretrained: None; "imagenet" for the weights of torchvision (alexnet, vgg16, vgg19, resnet18,
             mobilenetv2) or timm (efficientnet_lite0-4), whose own layout is then built; a file of weights
             (.safetensors, .pt, .pth, .th) for this layout; or, for mobilenetv2, an archive of TensorFlow's

@@ -271,10 +271,8 @@ class _Reading:
             return
         if node not in self.known:
             return  # a size or a number; whoever reads it is refused
-        if node in self.sites:
-            op = self._bend(node)
-        else:
-            op = self._sum(node) or self._affine(node) or self._reshape(node)
+        bends = node in self.sites
+        op = self._bend(node) if bends else self._sum(node) or self._affine(node) or self._reshape(node)
         if op is None:
             raise NoBoundRule(f"no bound is known for {self._told(node)}")
         op.target = self._add(node)

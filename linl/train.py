@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from linl.data import mixed_seed
@@ -31,99 +30,9 @@ from linl.devices import (
     pick_precision,
 )
 from linl.graph import evaluating
+from linl.losses import ADVERSARIES, LOSSES, l1, pixel_range, stability
+from linl.recipes import RECIPES, Recipe, recipe  # noqa: F401 - offered here too
 from linl.units import fuse_kernels_, nonlinearity, param_groups, penalty, project_
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained: everything but the network, the data and the seed.
-
-    Attributes:
-        epochs, batch_size: passes over the training images; images a step.
-        lr, unit_lr: peak learning rates of the weights and of p or α; None is the weights'.
-        weight_decay, unit_weight_decay: likewise.
-        momentum: of SGD.
-        schedule: "step" (times `gamma` every `decay_every` epochs), "onecycle" (linear up for the share
-            `warmup` of all steps, cosine down to zero) or "constant".
-        penalty: λ of Layer Folding's penalty; 0 for LiNLNet.
-        init: weights before training, as `linl.models.INITS`.
-    """
-
-    epochs: int
-    batch_size: int = 100
-    lr: float = 1e-2
-    unit_lr: float | None = 1e-3
-    weight_decay: float = 5e-4
-    unit_weight_decay: float | None = 5e-4
-    momentum: float = 0.9
-    schedule: str = "step"
-    decay_every: int = 140
-    gamma: float = 0.1
-    warmup: float = 0.3
-    penalty: float = 0.0
-    init: str = "default"
-
-    def factor(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rates' factor at a step, counted from 0."""
-        if self.schedule == "constant":
-            return 1.0
-        if self.schedule == "step":
-            return self.gamma ** (step // (self.decay_every * steps_per_epoch))
-        total = self.epochs * steps_per_epoch
-        rise = max(1, round(self.warmup * total))
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
-
-
-RECIPES: dict[str, Recipe] = {
-    # defaults of the authors' main.py: 200 epochs, ×0.1 after 140, p at a tenth of the weights' rate
-    "linlnet": Recipe(epochs=200, init="linlnet"),
-    "linlnet-imagenet": Recipe(epochs=200, init="linlnet-imagenet"),
-    # ours, for a few epochs: the same ratio of the two rates, one cycle instead of a long plateau
-    "linlnet-short": Recipe(epochs=10, batch_size=128, lr=5e-2, unit_lr=5e-3, schedule="onecycle", init="linlnet"),
-    "linlnet-digits": Recipe(epochs=20, batch_size=32, lr=5e-2, unit_lr=5e-3, schedule="onecycle", init="linlnet"),
-    # Layer Folding's code: pre-folding with the penalty, then fine-tuning; its learning-rate steps lie after the end
-    "layer-folding": Recipe(epochs=100, batch_size=128, lr=1e-3, unit_lr=None, weight_decay=0.0, unit_weight_decay=None, schedule="constant", penalty=0.25),  # noqa: E501
-    "layer-folding-vgg": Recipe(epochs=100, batch_size=128, lr=1e-3, unit_lr=None, unit_weight_decay=None, decay_every=50, penalty=0.25),  # noqa: E501
-    "fine-tune": Recipe(epochs=100, batch_size=128, lr=1e-3, weight_decay=0.0, schedule="constant"),
-    "fine-tune-vgg": Recipe(epochs=100, batch_size=128, lr=1e-3, schedule="constant"),
-    # ours, for a few epochs: one cycle at a rate from which a damaged network recovers
-    "fine-tune-short": Recipe(epochs=10, batch_size=128, lr=1e-2, schedule="onecycle"),
-    "fine-tune-digits": Recipe(epochs=5, batch_size=32, lr=1e-2, schedule="onecycle"),
-    # ours, for the few steps an epoch of digits has: ten times the rate, so that α gets as far
-    "layer-folding-digits": Recipe(epochs=10, batch_size=32, lr=1e-2, unit_lr=None, weight_decay=0.0, unit_weight_decay=None, schedule="constant", penalty=0.25),  # noqa: E501
-    # the same for MobileNetV2 and EfficientNet-Lite, which LiNLNet's paper doesn't have: their own weights to start
-    "mobile-short": Recipe(epochs=10, batch_size=128, lr=5e-2, unit_lr=5e-3, schedule="onecycle"),
-    "mobile-digits": Recipe(epochs=20, batch_size=32, lr=5e-2, unit_lr=5e-3, schedule="onecycle"),
-}  # fmt: skip
-"""Named settings. LiNLNet's are the published code's; the short ones are ours and say so in tables."""
-
-
-def recipe(name: str, epochs: int | None = None, **changes) -> Recipe:
-    """A named recipe, with changes.
-
-    Raises:
-        ValueError: an unknown recipe or setting, or epochs below 1.
-    """
-    if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}: choose from {', '.join(RECIPES)}")
-    if epochs is not None:
-        changes["epochs"] = epochs
-    unknown = set(changes) - set(Recipe.__dataclass_fields__)
-    if unknown:
-        raise ValueError(
-            f"a recipe has no {', '.join(sorted(unknown))}; it has {', '.join(Recipe.__dataclass_fields__)}"
-        )
-    made = replace(RECIPES[name], **changes)
-    if made.epochs < 1:
-        raise ValueError(f"epochs = {made.epochs}: must be at least 1")
-    if made.batch_size < 1:
-        raise ValueError(f"batch_size = {made.batch_size}: must be at least 1")
-    if made.schedule not in ("step", "onecycle", "constant"):
-        raise ValueError(f'schedule = {made.schedule!r}: choose "step", "onecycle" or "constant"')
-    return made
-
 
 # --- the loop --------------------------------------------------------------------------------------
 
@@ -210,7 +119,7 @@ def fit(
         momentum=settings.momentum,
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
-    identity = {**asdict(settings), "seed": seed, "data": data.fingerprint()}
+    identity = {**settings.identity(), "seed": seed, "data": data.fingerprint()}
     if (done := _finished(folder, net, identity)) is not None:
         net.eval()
         return replace(done, precision=precision, device=where.type)
@@ -224,7 +133,7 @@ def fit(
         for epoch in range(resumed, settings.epochs):
             torch.manual_seed(mixed_seed(seed, epoch))
             row = _one_epoch(net, data, settings, optimizer, peaks, epoch, steps, seed, where, precision)
-            row |= _validate(net, data, settings.batch_size, where, precision)
+            row |= _validate(net, data, settings.batch_size, where, precision, settings.loss)
             state.epoch = epoch + 1
             state.metrics.append(row)
             state.units += _unit_rows(net, epoch + 1)
@@ -241,7 +150,7 @@ def fit(
 
 def _one_epoch(net, data, settings, optimizer, peaks, epoch, steps, seed, where, precision) -> dict:
     net.train()
-    began, seen = time.perf_counter(), 0
+    began, seen, limits = time.perf_counter(), 0, pixel_range(data)
     loss_sum = torch.zeros((), device=where)
     right = torch.zeros((), device=where, dtype=torch.long)
     for i, (images, labels) in enumerate(data.batches("train", settings.batch_size, seed=seed, epoch=epoch)):
@@ -250,16 +159,17 @@ def _one_epoch(net, data, settings, optimizer, peaks, epoch, steps, seed, where,
             group["lr"] = peak * factor
         if images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        with autocast(where, precision):
-            logits = net(images)
-        loss = F.cross_entropy(logits.float(), labels)
-        total = loss + penalty(net, settings.penalty).to(where) if settings.penalty else loss
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        optimizer.step()
-        project_(net)
+        for seen_images in _attacked(net, images, labels, settings, limits):
+            with autocast(where, precision):
+                logits = net(seen_images)
+            loss = LOSSES[settings.loss](logits.float(), images, labels)
+            total = loss + _terms(net, images, settings, limits)
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            optimizer.step()
+            project_(net)
         loss_sum += loss.detach() * len(labels)
-        right += (logits.detach().argmax(1) == labels).sum()
+        right += (logits.detach().argmax(1) == labels).sum() if settings.loss == "cross_entropy" else 0
         seen += len(labels)
         if i == 20:
             _refuse_nan(loss_sum, epoch, settings)
@@ -268,11 +178,28 @@ def _one_epoch(net, data, settings, optimizer, peaks, epoch, steps, seed, where,
     return {
         "epoch": epoch + 1,
         "train_loss": loss_sum.item() / seen,
-        "train_accuracy": right.item() / seen,
+        "train_accuracy": right.item() / seen if settings.loss == "cross_entropy" else math.nan,
         "lr": optimizer.param_groups[0]["lr"],
         "seconds": seconds,
         "images_per_second": seen / seconds,
     }
+
+
+def _attacked(net, images, labels, settings, limits) -> list:
+    """The images that a batch's steps see: one batch, or two for the published adversary."""
+    if settings.adversary == "none":
+        return [images]
+    return ADVERSARIES[settings.adversary](net, images, labels, settings, limits)
+
+
+def _terms(net, images, settings, limits):
+    """What is added to the loss."""
+    total = penalty(net, settings.penalty).to(images.device) if settings.penalty else 0.0
+    if settings.l1:
+        total = total + settings.l1 * l1(net)
+    if settings.stability:
+        total = total + settings.stability * stability(net, images, settings.stability_eps, limits)
+    return total
 
 
 def _refuse_nan(loss_sum, epoch, settings) -> None:
@@ -283,10 +210,10 @@ def _refuse_nan(loss_sum, epoch, settings) -> None:
         )
 
 
-def _validate(net, data, batch_size, where, precision) -> dict:
+def _validate(net, data, batch_size, where, precision, loss) -> dict:
     if not data.size("validation"):
         return {"validation_loss": math.nan, "validation_accuracy": math.nan}
-    score = evaluate(net, data, "validation", precision=precision, batch_size=max(batch_size, 256))
+    score = evaluate(net, data, "validation", precision=precision, batch_size=max(batch_size, 256), loss=loss)
     return {"validation_loss": score.loss, "validation_accuracy": score.accuracy}
 
 
@@ -308,7 +235,7 @@ def _unit_rows(net: nn.Module, epoch: int) -> list[dict]:
 
 @dataclass(frozen=True)
 class Score:
-    """Mean cross-entropy, and the shares of images whose label is the first, or among the first five."""
+    """Mean loss, and the shares of images whose label is the first, or among the first five."""
 
     loss: float
     accuracy: float
@@ -317,23 +244,38 @@ class Score:
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, data, split: str = "test", *, precision: str = "fp32", batch_size: int = 500) -> Score:
-    """Scores a network on a split, in eval mode; its mode is restored."""
+def evaluate(
+    net: nn.Module,
+    data,
+    split: str = "test",
+    *,
+    precision: str = "fp32",
+    batch_size: int = 500,
+    loss: str = "cross_entropy",
+) -> Score:
+    """Scores a network on a split, in eval mode; its mode is restored.
+
+    With another loss than cross-entropy (a key of `linl.losses.LOSSES`) there is no accuracy: nan.
+    """
+    of = LOSSES[loss]
     parameter = next(net.parameters(), None)
     where = parameter.device if parameter is not None else torch.device("cpu")
-    loss, first, five, seen = 0.0, 0, 0, 0
+    total, first, five, seen = 0.0, 0, 0, 0
     with evaluating(net):
         for images, labels in data.to(where).batches(split, batch_size):
             if images.ndim == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
             with autocast(where, precision):
                 logits = net(images).float()
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            total += of(logits, images, labels).item() * len(labels)
+            seen += len(labels)
+            if loss != "cross_entropy":
+                first = five = math.nan
+                continue
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             first += ranked[:, 0].sum().item()
             five += ranked.any(1).sum().item()
-            seen += len(labels)
-    return Score(loss / seen, first / seen, five / seen, seen)
+    return Score(total / seen, first / seen, five / seen, seen)
 
 
 # --- checkpoints -----------------------------------------------------------------------------------

@@ -1,0 +1,134 @@
+"""How networks are trained, as data: named recipes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+
+from linl.losses import ADVERSARIES, LOSSES
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: everything but the network, the data and the seed.
+
+    Attributes:
+        epochs, batch_size: passes over the training images; images a step.
+        lr, unit_lr: peak learning rates of the weights and of p or α; None is the weights'.
+        weight_decay, unit_weight_decay: likewise.
+        momentum: of SGD.
+        schedule: "step" (times `gamma` every `decay_every` epochs), "onecycle" (linear up for the share
+            `warmup` of all steps, cosine down to zero) or "constant".
+        penalty: λ of Layer Folding's penalty; 0 for LiNLNet.
+        init: weights before training, as `linl.models.INITS`.
+        loss: "cross_entropy", or "reconstruction" (mean squared error of the image itself, for autoencoders).
+        l1: times Σ|weights| of all dense layers, the classifier's too, biases not (Serra et al., NeurIPS 2021).
+        adversary: "none"; "pgd" (Madry et al., ICLR 2018: trained on attacked images); "single" (as Kumar et al.'s
+            code in effect does: one gradient's sign, each batch trained clean, then attacked).
+        eps, attack_step, attack_steps: of the attack, in pixels from 0 to 1.
+        stability, stability_eps: weight of the ReLU-stability loss (Xiao et al., ICLR 2019) and the radius, in
+            pixels from 0 to 1, in which it looks.
+    """
+
+    epochs: int
+    batch_size: int = 100
+    lr: float = 1e-2
+    unit_lr: float | None = 1e-3
+    weight_decay: float = 5e-4
+    unit_weight_decay: float | None = 5e-4
+    momentum: float = 0.9
+    schedule: str = "step"
+    decay_every: int = 140
+    gamma: float = 0.1
+    warmup: float = 0.3
+    penalty: float = 0.0
+    init: str = "default"
+    loss: str = "cross_entropy"
+    l1: float = 0.0
+    adversary: str = "none"
+    eps: float = 0.15
+    attack_step: float = 0.0375
+    attack_steps: int = 7
+    stability: float = 0.0
+    stability_eps: float = 0.1
+
+    def identity(self) -> dict:
+        """What tells one training from another; settings that came later count only where they are used."""
+        values = asdict(self)
+        used = {"loss": self.loss != "cross_entropy", "l1": self.l1, "adversary": self.adversary != "none",
+                "stability": self.stability}  # fmt: skip
+        unused = [name for name, on in used.items() if not on]
+        unused += ["eps", "attack_step", "attack_steps"] if not used["adversary"] else []
+        unused += ["stability_eps"] if not used["stability"] else []
+        return {name: value for name, value in values.items() if name not in unused}
+
+    def factor(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rates' factor at a step, counted from 0."""
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "step":
+            return self.gamma ** (step // (self.decay_every * steps_per_epoch))
+        total = self.epochs * steps_per_epoch
+        rise = max(1, round(self.warmup * total))
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+RECIPES: dict[str, Recipe] = {
+    # defaults of the authors' main.py: 200 epochs, ×0.1 after 140, p at a tenth of the weights' rate
+    "linlnet": Recipe(epochs=200, init="linlnet"),
+    "linlnet-imagenet": Recipe(epochs=200, init="linlnet-imagenet"),
+    # ours, for a few epochs: the same ratio of the two rates, one cycle instead of a long plateau
+    "linlnet-short": Recipe(epochs=10, batch_size=128, lr=5e-2, unit_lr=5e-3, schedule="onecycle", init="linlnet"),
+    "linlnet-digits": Recipe(epochs=20, batch_size=32, lr=5e-2, unit_lr=5e-3, schedule="onecycle", init="linlnet"),
+    # Layer Folding's code: pre-folding with the penalty, then fine-tuning; its learning-rate steps lie after the end
+    "layer-folding": Recipe(epochs=100, batch_size=128, lr=1e-3, unit_lr=None, weight_decay=0.0, unit_weight_decay=None, schedule="constant", penalty=0.25),  # noqa: E501
+    "layer-folding-vgg": Recipe(epochs=100, batch_size=128, lr=1e-3, unit_lr=None, unit_weight_decay=None, decay_every=50, penalty=0.25),  # noqa: E501
+    "fine-tune": Recipe(epochs=100, batch_size=128, lr=1e-3, weight_decay=0.0, schedule="constant"),
+    "fine-tune-vgg": Recipe(epochs=100, batch_size=128, lr=1e-3, schedule="constant"),
+    # ours, for a few epochs: one cycle at a rate from which a damaged network recovers
+    "fine-tune-short": Recipe(epochs=10, batch_size=128, lr=1e-2, schedule="onecycle"),
+    "fine-tune-digits": Recipe(epochs=5, batch_size=32, lr=1e-2, schedule="onecycle"),
+    # ours, for the few steps an epoch of digits has: ten times the rate, so that α gets as far
+    "layer-folding-digits": Recipe(epochs=10, batch_size=32, lr=1e-2, unit_lr=None, weight_decay=0.0, unit_weight_decay=None, schedule="constant", penalty=0.25),  # noqa: E501
+    # the same for MobileNetV2 and EfficientNet-Lite, which LiNLNet's paper doesn't have: their own weights to start
+    "mobile-short": Recipe(epochs=10, batch_size=128, lr=5e-2, unit_lr=5e-3, schedule="onecycle"),
+    "mobile-digits": Recipe(epochs=20, batch_size=32, lr=5e-2, unit_lr=5e-3, schedule="onecycle"),
+    # Serra et al.: for ReLU stability; give l1. Half as long, the rate's steps at the same shares of it
+    "stability": Recipe(epochs=120, batch_size=128, weight_decay=0.0, decay_every=50, init="kaiming"),
+    "stability-short": Recipe(epochs=60, batch_size=128, weight_decay=0.0, decay_every=25, init="kaiming"),
+    "stability-digits": Recipe(epochs=60, batch_size=32, weight_decay=0.0, decay_every=25, init="kaiming"),
+}  # fmt: skip
+"""Named settings. LiNLNet's are the published code's; the short ones are ours and say so in tables."""
+
+
+def recipe(name: str, epochs: int | None = None, **changes) -> Recipe:
+    """A named recipe, with changes.
+
+    Raises:
+        ValueError: an unknown recipe or setting, or epochs below 1.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}: choose from {', '.join(RECIPES)}")
+    if epochs is not None:
+        changes["epochs"] = epochs
+    unknown = set(changes) - set(Recipe.__dataclass_fields__)
+    if unknown:
+        raise ValueError(
+            f"a recipe has no {', '.join(sorted(unknown))}; it has {', '.join(Recipe.__dataclass_fields__)}"
+        )
+    made = replace(RECIPES[name], **changes)
+    if made.epochs < 1:
+        raise ValueError(f"epochs = {made.epochs}: must be at least 1")
+    if made.batch_size < 1:
+        raise ValueError(f"batch_size = {made.batch_size}: must be at least 1")
+    if made.schedule not in ("step", "onecycle", "constant"):
+        raise ValueError(f'schedule = {made.schedule!r}: choose "step", "onecycle" or "constant"')
+    for setting, known in (("loss", LOSSES), ("adversary", ("none", *ADVERSARIES))):
+        if getattr(made, setting) not in known:
+            raise ValueError(f"{setting} = {getattr(made, setting)!r}: choose from {', '.join(known)}")
+    for setting in ("l1", "eps", "attack_step", "stability", "stability_eps"):
+        if not getattr(made, setting) >= 0:
+            raise ValueError(f"{setting} = {getattr(made, setting)}: must be at least 0")
+    return made
