@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
@@ -113,10 +113,10 @@ class Pass:
         self.program, self.dtype, self.eps = read, dtype, torch.finfo(dtype).eps
         self.box = _outward(box, dtype)
         self.ranges: dict[int, Range] = {0: self.box}
-        self.weights: dict[int, Op] = {op.target: _cast(op, dtype) for op in read.ops}
+        self.weights: dict[int, Op] = {op.target: op for op in read.to(dtype).ops}
         self.slack: dict[int, Tensor] = {}  # what a unit of rows' weight at a value may be off by, per layer
         self.lines: dict[int, tuple[Tensor, ...]] = {}
-        self.chosen: dict[int, Tensor] = {}  # slopes below, where someone chose them: by the activation's target
+        self.chosen: dict[int, Tensor] = {}  # slopes below, where someone chose them for each row: (1, rows, *shape)
 
     def all(self, method: str) -> Bounds:
         """Every activation's input, in order, then the output."""
@@ -190,8 +190,8 @@ class Pass:
 
     def tighten(self, value: int, units: Tensor) -> None:
         """CROWN bounds of some units (flat positions) of a value, intersected with its range."""
-        if not len(units) or not any(isinstance(op, Bend) for op in self.program.upto(value)):
-            return  # an affine function of the box: the intervals are exact
+        if not len(units) or self.exact(value):
+            return
         known = self.ranges[value]
         lower, upper = known.lower.flatten(1).clone(), known.upper.flatten(1).clone()
         widest = max(math.prod(shape) for shape in self.program.shapes)
@@ -201,36 +201,116 @@ class Pass:
             lower[:, some], upper[:, some] = better.lower, better.upper
         self.ranges[value] = Range(lower.view(known.lower.shape), upper.view(known.upper.shape))
 
+    def exact(self, value: int) -> bool:
+        """Whether the intervals are exact, but for rounding: one layer, and what works number by number."""
+        path = self.program.upto(value)
+        mixing = [op for op in path if isinstance(op, Dense) or (isinstance(op, Conv) and not op.pointwise)]
+        return len(mixing) <= 1 and not any(isinstance(op, Bend) or len(op.sources) > 1 for op in path)
+
     def extremes(self, value: int, units: Tensor) -> tuple[Tensor, Tensor]:
         """CROWN's lower and upper bounds of some units; (boxes, units) each."""
-        path = self.program.upto(value)
-        like = self.ranges[0].lower
-        last = self.weights[path[-1].target]
-        if isinstance(last, Dense | Conv):  # the rows' way through the last layer is its weights
-            rows = last.first(units, like)
-            both = torch.cat([rows, -rows])
-            shift = torch.zeros(len(units), dtype=like.dtype)
-            if last.bias is not None:
-                shift = last.bias.broadcast_to(self.program.shapes[value]).flatten()[units]
-            slack = self.slack[value].flatten(1)[:, units]
-            low = self.lowest({last.sources[0]: both[None]}, path[:-1])
-            n = len(units)
-            # the row's product with the bias is one number here; its rounding is in the slack
-            return low[:, :n] + shift - slack, -(low[:, n:] - shift - slack)
-        rows = picks(units, self.program.shapes[value], like)
-        low = self.lowest({value: torch.cat([rows, -rows])[None]}, path)
+        both = torch.cat([torch.ones(len(units)), -torch.ones(len(units))])
+        low, _ = self.least(value, units.repeat(2), both)
         return low[:, : len(units)], -low[:, len(units) :]
 
-    def lowest(self, rows: dict[int, Tensor], path: list[Op]) -> Tensor:
+    def least(self, value: int, units: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+        """CROWN's lower bound of sign·unit for some units of a value.
+
+        Args:
+            value: its number.
+            units: flat positions, (n,).
+            signs: 1 or −1, (n,).
+
+        Returns: the bounds (boxes, n), and the row over the input they come from, (boxes or 1, n, *shape): the
+            corner that the bound is taken at has the upper end where the row is negative.
+        """
+        path = self.program.upto(value)
+        like = self.ranges[0].lower
+        signs = signs.to(like)
+        last = self.weights[path[-1].target]
+        shaped = signs.view(-1, *[1] * len(self.program.shapes[last.sources[0]]))
+        if isinstance(last, Dense | Conv):  # the rows' way through the last layer is its weights
+            rows = {last.sources[0]: (last.first(units, like) * shaped)[None]}
+            low, row = self.lowest(rows, path[:-1])
+            if last.bias is not None:
+                low = low + signs * last.bias.broadcast_to(self.program.shapes[value]).flatten()[units]
+            # the row's product with the bias is one number here; its rounding is in the slack
+            return low - self.slack[value].flatten(1)[:, units], row
+        rows = picks(units, self.program.shapes[value], like) * signs.view(-1, *[1] * len(self.program.shapes[value]))
+        return self.lowest({value: rows[None]}, path)
+
+    def optimized(
+        self, value: int, units: Tensor, signs: Tensor, steps: int = 20, rate: float = 0.2
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """`least` with slopes below chosen for each unit by gradient ascent (Xu et al., ICLR 2021), for one box.
+
+        Any slope between the least and the greatest of an activation's pieces gives a sound line, so every step's
+        bound is sound and the best of all is kept.
+
+        Args:
+            value, units, signs: as in `least`.
+            steps: of Adam.
+            rate: its step length, in shares of the way from the least slope to the greatest.
+
+        Returns: bounds (n,), and the shares they were had with: by activation's target (n, *shape), float32.
+        """
+        bends = [op for op in self.program.upto(value) if isinstance(op, Bend)]
+        share = {op.target: self._first_share(op, len(units)).requires_grad_() for op in bends}
+        best = torch.full((len(units),), -torch.inf, dtype=self.dtype)
+        kept = {target: t.detach().float() for target, t in share.items()}
+        optimizer = torch.optim.Adam(list(share.values()), lr=rate) if share else None
+        for step in range(steps + 1):
+            with torch.enable_grad():
+                # what is kept is rounded to float32, so that is what is used
+                used = {target: t + (t.detach().float().to(t.dtype) - t.detach()) for target, t in share.items()}
+                self.choose(used)
+                bound, _ = self.least(value, units, signs)
+            better = bound[0].detach() > best
+            best = torch.where(better, bound[0].detach(), best)
+            for target, t in share.items():
+                kept[target][better] = t.detach().float()[better]
+            if optimizer is None or step == steps or bool((best >= 0).all()):
+                break
+            optimizer.zero_grad()
+            (-bound.sum()).backward()
+            optimizer.step()
+            with torch.no_grad():
+                for t in share.values():
+                    t.clamp_(0, 1)
+        self.choose({})
+        return best, kept
+
+    def choose(self, share: dict[int, Tensor]) -> None:
+        """Slopes below for each row: shares (n, *shape) of the way from the least slope to the greatest."""
+        self.chosen = {}
+        for op in self.program.ops:
+            if op.target in share:
+                low, high = op.pieces.slope_range(self.ranges[0].lower)
+                open_ = (op.pieces.piece(*self._ends(op)) < 0)[:, None]
+                below = self.lines_of(op)[0]
+                own = low + share[op.target].to(self.dtype)[None] * (high - low)
+                self.chosen[op.target] = torch.where(open_, own, below)
+
+    def _ends(self, op: Bend) -> tuple[Tensor, Tensor]:
+        known = self.ranges[op.sources[0]]
+        return known.lower, known.upper
+
+    def _first_share(self, op: Bend, rows: int) -> Tensor:
+        low, high = op.pieces.slope_range(self.ranges[0].lower)
+        below = self.lines_of(op)[0][0]
+        return ((below - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).expand(rows, *below.shape[1:]).clone()
+
+    def lowest(self, rows: dict[int, Tensor], path: list[Op]) -> tuple[Tensor, Tensor]:
         """A lower bound of Σ rows·value over each box.
 
         Args:
             rows: for each value, (boxes or 1, n, *shape).
             path: the operations between the input and these values.
 
-        Returns: (boxes, n).
+        Returns: (boxes, n), and the row over the input.
         """
         total: Tensor | float = 0.0
+        like = next(iter(rows.values()))
         for op in reversed(path):
             here = rows.pop(op.target, None)
             if here is None:
@@ -242,13 +322,13 @@ class Pass:
                 back = back if sign > 0 else -back
                 rows[source] = rows[source] + back if source in rows else back
         left = rows.get(0)
-        if left is None:
-            boxes, n = len(self.ranges[0].lower), total.shape[1]
-            return total.expand(boxes, n)
+        if left is None:  # nothing of the input is left: a constant
+            left = like.new_zeros(1, like.shape[1], *self.program.shapes[0])
         center, radius, largest = _ball(self.ranges[0])
         terms = (center[0].numel() + 8) * self.eps
         size = left.abs()
-        return total + _dot(left, center) - _dot(size, radius) - terms * _dot(size, largest + radius)
+        bound = total + _dot(left, center) - _dot(size, radius) - terms * _dot(size, largest + radius)
+        return bound.expand(len(center), like.shape[1]), left
 
     def _back(self, op: Op, here: Tensor):
         """A row's way back through one operation: (source, sign, rows, constant) for each source."""
@@ -264,22 +344,31 @@ class Pass:
         else:
             below, low, above, high = self.lines_of(op)
             up, down = here.clamp(min=0), here.clamp(max=0)
-            constant = _dot(up, low) + _dot(down, high)
-            slack = 8 * self.eps * torch.maximum(below.abs(), above.abs()) * self.ranges[op.sources[0]].largest
-            slack = slack + (here[0, 0].numel() + 8) * self.eps * torch.maximum(low.abs(), high.abs())
-            constant = constant - _dot(up - down, slack)
-            yield op.sources[0], 1, up * below[:, None] + down * above[:, None], constant
+            largest = self.ranges[op.sources[0]].largest[:, None]
+            slack = 8 * self.eps * torch.maximum(below.abs(), above.abs()) * largest
+            slack = slack + (here.shape[2:].numel() + 8) * self.eps * torch.maximum(low.abs(), high.abs())
+            constant = _dot(up, low) + _dot(down, high) - _dot(up - down, slack)
+            yield op.sources[0], 1, up * below + down * above, constant
 
     def lines_of(self, op: Bend) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """An activation's lines: slope and intercept below, slope and intercept above; (boxes, *shape)."""
+        """An activation's lines: slope and intercept below, slope and intercept above; (boxes, 1 or rows, *shape)."""
         if op.target not in self.lines:
             known = self.ranges[op.sources[0]]
-            self.lines[op.target] = op.pieces.lines(known.lower, known.upper)
-        return self.lines[op.target]
+            self.lines[op.target] = tuple(t[:, None] for t in op.pieces.lines(known.lower, known.upper))
+        below, low, above, high = self.lines[op.target]
+        if op.target in self.chosen:
+            known = self.ranges[op.sources[0]]
+            below = self.chosen[op.target]
+            low = op.pieces.line_below(below, known.lower[:, None], known.upper[:, None])
+        return below, low, above, high
 
 
 def _dot(rows: Tensor, values: Tensor) -> Tensor:
-    """Σ over positions: rows (B or 1, n, *shape) with values (B or 1, *shape); (B or 1, n)."""
+    """Σ over positions: rows (B or 1, n, *shape) with values (B or 1, [1 or n,] *shape); (B or 1, n)."""
+    if values.ndim == rows.ndim:
+        if values.shape[1] > 1:
+            return (rows * values).flatten(2).sum(2)
+        values = values[:, 0]
     flat = values.flatten(1)
     if len(rows) == len(flat) == 1:
         return (rows[0].flatten(1) @ flat[0])[None]
@@ -300,17 +389,3 @@ def _outward(box: Box, dtype: torch.dtype) -> Range:
     inf = torch.tensor(torch.inf, dtype=dtype)
     lower = torch.where(lower.double() > box.lower, lower.nextafter(-inf), lower)
     return Range(lower, torch.where(upper.double() < box.upper, upper.nextafter(inf), upper))
-
-
-def _cast(op: Op, dtype: torch.dtype) -> Op:
-    """An operation with its numbers in another dtype; rounding them is within the slack of their products."""
-    if dtype == torch.float64:
-        return op
-    if isinstance(op, Dense):
-        return replace(op, weight=op.weight.to(dtype), bias=None if op.bias is None else op.bias.to(dtype))
-    if isinstance(op, Conv):
-        bias = None if op.layer.bias is None else op.layer.bias.to(dtype)
-        return replace(op, layer=replace(op.layer, weight=op.layer.weight.to(dtype), bias=bias))
-    if isinstance(op, Sum) and op.constant is not None:
-        return replace(op, constant=op.constant.to(dtype))
-    return op

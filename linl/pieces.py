@@ -48,6 +48,13 @@ class Pieces:
             largest = torch.maximum(largest, slope.abs())
         return largest.to(like)
 
+    def slope_range(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the greatest slope, () or (C, 1, …)."""
+        low = high = self.slopes[0]
+        for slope in self.slopes[1:]:
+            low, high = torch.minimum(low, slope), torch.maximum(high, slope)
+        return low.to(like), high.to(like)
+
     def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """The least and the greatest value over [lower, upper], up to rounding."""
         ends = torch.stack([self(p) for p in self._points(lower, upper)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +90,12 @@ class Conv(Op):
         """As in `Dense`."""
         g = self.layer.geometry
         return math.prod(g.kernel) * max(g.inputs, g.outputs) // g.groups
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each number of the output reads one number of the input alone: a BatchNorm, a padding."""
+        g = self.layer.geometry
+        return math.prod(g.kernel) == 1 and g.groups == g.inputs == g.outputs
 
     def forward(self, x: Tensor, absolute: bool = False) -> Tensor:
         """As in `Dense`."""
@@ -174,12 +180,28 @@ class Program:
                 wanted.update(op.sources)
         return found[::-1]
 
+    def to(self, dtype: torch.dtype) -> Program:
+        """The same with its numbers in another dtype."""
+        ops = self.ops if dtype == torch.float64 else [_cast(op, dtype) for op in self.ops]
+        return Program(ops, self.shapes, self.output, self.names)
+
     def run(self, x: Tensor) -> dict[int, Tensor]:
         """Every value, for inputs (N, *shape), in x's dtype."""
         found = {0: x}
         for op in self.ops:
             found[op.target] = apply(op, [found[s] for s in op.sources], self.shapes[op.target])
         return found
+
+
+def _cast(op: Op, dtype: torch.dtype) -> Op:
+    if isinstance(op, Dense):
+        return replace(op, weight=op.weight.to(dtype), bias=None if op.bias is None else op.bias.to(dtype))
+    if isinstance(op, Conv):
+        bias = None if op.layer.bias is None else op.layer.bias.to(dtype)
+        return replace(op, layer=replace(op.layer, weight=op.layer.weight.to(dtype), bias=bias))
+    if isinstance(op, Sum) and op.constant is not None:
+        return replace(op, constant=op.constant.to(dtype))
+    return op
 
 
 def apply(op: Op, sources: list[Tensor], shape: torch.Size) -> Tensor:

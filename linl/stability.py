@@ -1,0 +1,444 @@
+"""Which units of which activations never leave one linear piece on a box, each with its proof.
+
+A funnel, cheapest evidence first. Points that show a unit in two pieces settle that it is unstable; bounds settle
+that it is stable: intervals, CROWN, CROWN with optimized slopes, then a mixed-integer solver. What none of them
+settles is "undecided". Data alone never makes a unit stable here: it can only make it unstable.
+
+The states are those of Kumar et al. (arXiv 1905.11428) and Serra et al. (2001.00218, 2102.07804): "inactive" if the
+input of the activation is never above 0 on the box, "active" if never below. For a unit with three pieces (ReLU6,
+Hardtanh) the first is "inactive", the second "active", the third "saturated".
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from linl.bounds import Pass, Range
+from linl.boxes import Box
+from linl.checking import shown
+from linl.milp import MARGIN, Model
+from linl.pieces import STATES
+from linl.program import Bend, Program, program
+from linl.witnesses import SOURCES, Witnesses
+
+METHODS = ("interval", "crown", "exact")
+UNDECIDED, UNSTABLE = -2, -1
+"""Codes of a unit's state; from 0 on, the number of the piece it stays in."""
+PROOFS = ("", "interval", "crown", "optimized", "solver")
+"""What proved a unit stable, by number; an unstable unit's proof is where its witness came from."""
+SAMPLES = 2048  # points and corners by chance that every analysis starts with, for networks of up to …
+WORK = 1 << 26  # … so many numbers in all
+
+
+@dataclass
+class Stability:
+    """What is known of every unit of every activation on a box.
+
+    Attributes:
+        names: of the activations, in the order of the forward pass.
+        shapes: of their inputs, for one example.
+        box: the domain.
+        codes: for each activation (units,) int8: −2 undecided, −1 unstable, else the piece it stays in.
+        proofs: for each activation (units,) int8, a number in `PROOFS`; 0 for units that aren't stable.
+        lower, upper: for each activation (units,) float64, sound bounds of its input.
+        when: for each activation (units,) float32, seconds into the analysis when the unit was settled.
+        witnesses: the points that show units unstable.
+        shares: slopes that "optimized" proofs need: (site, unit, sign) to shares by activation's target.
+        seconds: by stage.
+        method: which was asked for.
+        notes: what went wrong or was left out, in words.
+    """
+
+    names: list[str]
+    shapes: list[torch.Size]
+    box: Box
+    codes: list[Tensor]
+    proofs: list[Tensor]
+    lower: list[Tensor]
+    upper: list[Tensor]
+    when: list[Tensor]
+    witnesses: Witnesses
+    shares: dict[tuple[int, int, int], dict[int, Tensor]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    method: str = "exact"
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a unit: layer, unit (flat position), lower, upper, state, proof, seconds until it was settled."""
+        states = np.array(["undecided", "unstable", *STATES])
+        parts = []
+        for site, name in enumerate(self.names):
+            codes, source = self.codes[site].numpy(), self.witnesses.source[site].numpy()
+            proof = np.where(codes >= 0, np.array(PROOFS)[self.proofs[site].numpy()], np.array((*SOURCES, ""))[source])
+            proof = np.where(codes == UNDECIDED, "", proof)
+            parts.append(pd.DataFrame({
+                "layer": name, "unit": np.arange(len(codes)), "lower": self.lower[site].numpy(),
+                "upper": self.upper[site].numpy(), "state": states[codes + 2], "proof": proof,
+                "seconds": self.when[site].numpy(),
+            }))  # fmt: skip
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["layer", "unit", "state"])
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """A row an activation: units, and how many are in each state."""
+        rows = []
+        for site, name in enumerate(self.names):
+            counts = {state: int((self.codes[site] == code).sum()) for code, state in enumerate(STATES)}
+            counts = {state: n for state, n in counts.items() if n or state != "saturated"}
+            rest = {w: int((self.codes[site] == c).sum()) for c, w in ((UNSTABLE, "unstable"), (UNDECIDED, "undecided"))}
+            rows.append({"layer": name, "units": len(self.codes[site]), **counts, **rest})
+        return pd.DataFrame(rows).fillna(0).convert_dtypes()
+
+    @property
+    def decided(self) -> bool:
+        """Whether no unit is undecided."""
+        return not any((codes == UNDECIDED).any() for codes in self.codes)
+
+    def _repr_html_(self) -> str:
+        told = pd.DataFrame([{f"{stage}, s": round(s, 3) for stage, s in self.seconds.items()}])
+        return shown(self.summary) + shown(told)
+
+
+def analyse(
+    net: nn.Module,
+    box: Box,
+    method: str = "exact",
+    time_limit: float | None = None,
+    *,
+    images: Tensor | None = None,
+    unit_time_limit: float = 60.0,
+    seed: int = 0,
+    state: Stability | None = None,
+) -> Stability:
+    """The state of every unit of every activation on a box, proved.
+
+    Args:
+        net: in eval mode; activations with pieces (ReLU, ReLU6, LeakyReLU, LiNLU, …); left alone.
+        box: one `Box` in the network's input space.
+        method: "interval": intervals and some sampled points. "crown": CROWN's bounds as well. "exact": attacks,
+            optimized slopes and the mixed-integer solver too, until every unit is settled or time is up.
+        time_limit: seconds for everything; None for no limit. What is settled by then is returned.
+        images: (n, *shape), where to look for witnesses first; those outside the box are moved to its border.
+        unit_time_limit: seconds of the solver for one question.
+        seed: of the sampled points.
+        state: an earlier answer for this network and box, to go on from.
+
+    Raises:
+        ValueError: an unknown method, train mode, several boxes, a box of another shape, weights that are no numbers.
+        NoBoundRule: an activation or operation without a bound rule, by name.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
+    if len(box) != 1:
+        raise ValueError(f"{len(box)} boxes: a unit's state is of one box; take box[0], or the hull of them all")
+    if time_limit is not None and not time_limit > 0:
+        raise ValueError(f"time_limit = {time_limit}: seconds above 0, or None")
+    funnel = _Funnel(program(net, box.shape), box, method, time_limit, unit_time_limit, seed)
+    if state is not None:
+        funnel.go_on_from(state)
+    return funnel.run(images)
+
+
+class _OutOfTime(Exception):
+    """The time limit was met."""
+
+
+class _Funnel:
+    """One analysis under way."""
+
+    def __init__(self, read: Program, box: Box, method: str, limit: float | None, unit_limit: float, seed: int) -> None:
+        self.program, self.box, self.method = read, box, method
+        self.limit, self.unit_limit, self.seed = limit or math.inf, unit_limit, seed
+        self.began = time.perf_counter()
+        counts = [read.shapes[op.sources[0]].numel() for op in read.bends]
+        inf = [torch.full((n,), torch.inf, dtype=torch.float64) for n in counts]
+        self.state = Stability(
+            names=[op.name for op in read.bends], shapes=[read.shapes[op.sources[0]] for op in read.bends], box=box,
+            codes=[torch.full((n,), UNDECIDED, dtype=torch.int8) for n in counts],
+            proofs=[torch.zeros(n, dtype=torch.int8) for n in counts], lower=[-t for t in inf], upper=inf,
+            when=[torch.full((n,), torch.nan) for n in counts], witnesses=Witnesses(read, box), method=method,
+        )  # fmt: skip
+
+    def go_on_from(self, state: Stability) -> None:
+        """Takes over what an earlier analysis settled."""
+        mine = self.state
+        same = state.names == mine.names and state.shapes == mine.shapes and len(state.box) == 1
+        same = same and torch.equal(state.box.lower, self.box.lower) and torch.equal(state.box.upper, self.box.upper)
+        if not same:
+            raise ValueError("the state given is of another network or another box: leave it out")
+        for name in ("codes", "proofs", "lower", "upper", "when"):
+            setattr(mine, name, [t.clone() for t in getattr(state, name)])
+        mine.witnesses, mine.shares = state.witnesses.copy(self.program), dict(state.shares)
+        mine.seconds = dict(state.seconds)
+
+    # --- stages ----------------------------------------------------------------------------------
+
+    def run(self, images: Tensor | None) -> Stability:
+        """All stages that the method has, as far as time allows."""
+        try:
+            with torch.no_grad():
+                self._stage("interval", self.intervals)
+                self._stage("points", lambda: self.points(images))
+                if self.method != "interval":
+                    self._stage("crown", self.crown)
+            if self.method == "exact":
+                self._stage("solver", self.solve)
+        except _OutOfTime:
+            self.state.notes.append(f"stopped after {self.limit:g} s")
+        return self.state
+
+    def _stage(self, name: str, work) -> None:
+        began = time.perf_counter()
+        try:
+            if name in ("interval", "points") or not self.state.decided:
+                work()
+        finally:
+            spent = self.state.seconds.get(name, 0.0) + time.perf_counter() - began
+            self.state.seconds[name] = spent
+
+    def left(self) -> float:
+        """Seconds until the limit.
+
+        Raises:
+            _OutOfTime: there are none.
+        """
+        left = self.limit - (time.perf_counter() - self.began)
+        if left <= 0:
+            raise _OutOfTime
+        return left
+
+    def intervals(self) -> None:
+        """Intervals through the whole network."""
+        walk = self._pass()
+        for op in self.program.ops:
+            if isinstance(op, Bend):
+                self._learn(op, walk, "interval")
+            walk.step(op)
+        self.first = walk
+
+    def points(self, images: Tensor | None) -> None:
+        """Points by chance, the corners that settle units of exact bounds, then given images in growing numbers."""
+        generator = torch.Generator().manual_seed(self.seed)
+        n = min(SAMPLES, max(16, WORK // sum(shape.numel() for shape in self.program.shapes)))
+        for points, source in (
+            (self.box.sample(n // 2, generator), "samples"), (self.box.corners(n // 2, generator), "corners"),
+        ):  # fmt: skip
+            self._look(points, source)
+        for op in self.program.bends:
+            if self.first.exact(op.sources[0]):
+                units = self._undecided(op.site)
+                for some in units.split(max(1, WORK // max(1, self.box.lower.numel()))):
+                    _, row = self.first.least(op.sources[0], some, torch.ones(len(some)))
+                    self._corners(op.site, some, row)
+        if images is not None:
+            images = self._fitting(images)
+            start, size = 0, n
+            while start < len(images) and not self.state.decided:
+                self._look(images[start : start + size], "images")
+                start, size = start + size, 2 * size
+                self.left()
+
+    def _fitting(self, images: Tensor) -> Tensor:
+        if images.shape[1:] != self.box.shape:
+            raise ValueError(f"images have shape {tuple(images.shape[1:])}, the box {tuple(self.box.shape)}")
+        return self.box.clip(images.detach().cpu().float())
+
+    def crown(self) -> None:
+        """CROWN, layer by layer; where a bound leaves a unit open, the corner it was taken at is tried."""
+        walk = self._pass()
+        for op in self.program.ops:
+            if isinstance(op, Bend):
+                self._clip(op, walk)
+                later = any((codes == UNDECIDED).any() for codes in self.state.codes[op.site + 1 :])
+                units = walk.open(op) if later else self._undecided(op.site)
+                if len(units) and not walk.exact(op.sources[0]):
+                    self._tighten(op, walk, units, attack=self.method == "exact")
+            walk.step(op)
+            self.left()
+        self.first = walk
+
+    def _tighten(self, op: Bend, walk: Pass, units: Tensor, attack: bool) -> None:
+        value, widest = op.sources[0], max(shape.numel() for shape in self.program.shapes)
+        tried: list[tuple[Tensor, Tensor, float]] = []
+        known = walk.ranges[value]
+        lower, upper = known.lower.flatten(1).clone(), known.upper.flatten(1).clone()
+        for some in units.split(max(1, (1 << 25) // widest)):
+            for sign in (1.0, -1.0):
+                bound, row = walk.least(value, some, torch.full((len(some),), sign))
+                if sign > 0:
+                    lower[:, some] = torch.maximum(lower[:, some], bound)
+                else:
+                    upper[:, some] = torch.minimum(upper[:, some], -bound)
+                tried.append((some, self._corner_of(row), -sign))
+            self.left()
+        walk.ranges[value] = Range(lower.view(known.lower.shape), upper.view(known.upper.shape))
+        self._learn(op, walk, "crown")
+        for some, corners, sign in tried:
+            open_ = torch.isin(some, self._undecided(op.site))
+            if open_.any():
+                self._look(corners[open_], "corners", op.site)
+                if attack:
+                    still = open_ & torch.isin(some, self._undecided(op.site))
+                    self._attack(op.site, some[still], corners[still], sign)
+
+    def _attack(self, site: int, units: Tensor, starts: Tensor, sign: float) -> None:
+        if len(units):
+            with torch.enable_grad():
+                self.state.witnesses.attack(site, units, starts, torch.full((len(units),), sign))
+            self._note_witnesses()
+
+    def solve(self) -> None:
+        """Optimized slopes, then the solver, for each unit that is left, layer by layer."""
+        walk, known = self._pass(), {}
+        for op in self.program.ops:
+            if isinstance(op, Bend):
+                value = op.sources[0]
+                self._clip(op, walk)
+                before = self.first.ranges.get(value)
+                if before is not None:
+                    walk.ranges[value] = walk.ranges[value] & before
+                self._optimize(op, walk)
+                if len(self._undecided(op.site)):
+                    self._ask(op, walk, known)
+                self._clip(op, walk)
+                known[op.site] = walk.ranges[value]
+            with torch.no_grad():
+                walk.step(op)
+
+    def _questions(self, op: Bend) -> list[tuple[int, float, bool]]:
+        """(unit, bend, up): what has to be impossible for each undecided unit to be stable."""
+        found, bends = [], op.pieces.bends
+        low, high = self.state.witnesses.low[op.site], self.state.witnesses.high[op.site]
+        units = self._undecided(op.site)
+        middle = self._piece_at_center(op)
+        for unit in units.tolist():
+            piece = int(middle[unit])
+            if piece < 0:  # the centre lies on a bend: whichever side has been seen, else below
+                piece = len(bends) if high[unit] >= 0 else 0
+            if piece > 0 and low[unit] < 0:
+                found.append((unit, bends[piece - 1], False))
+            if piece < len(bends) and high[unit] < 0:
+                found.append((unit, bends[piece], True))
+        return found
+
+    def _piece_at_center(self, op: Bend) -> Tensor:
+        return self.state.witnesses.pieces_at(self.box.center)[op.site][0]
+
+    def _optimize(self, op: Bend, walk: Pass) -> None:
+        """CROWN with slopes of each unit's own, for the sides that are open."""
+        questions, value = self._questions(op), op.sources[0]
+        if not questions or walk.exact(value):
+            return
+        before = [b for b in self.program.upto(value) if isinstance(b, Bend)]
+        each = sum(self.program.shapes[b.sources[0]].numel() for b in before)
+        size = max(1, (1 << 23) // max(1, each))
+        lower, upper = (t.flatten(1).clone() for t in (walk.ranges[value].lower, walk.ranges[value].upper))
+        for start in range(0, len(questions), size):
+            some = questions[start : start + size]
+            units = torch.tensor([unit for unit, _, _ in some])
+            signs = torch.tensor([-1.0 if up else 1.0 for _, _, up in some])
+            bound, shares = walk.optimized(value, units, signs)
+            for i, (unit, bend, up) in enumerate(some):
+                if up:
+                    upper[0, unit] = torch.minimum(upper[0, unit], -bound[i])
+                else:
+                    lower[0, unit] = torch.maximum(lower[0, unit], bound[i])
+                if (upper[0, unit] <= bend) if up else (lower[0, unit] >= bend):
+                    kept = {target: share[i] for target, share in shares.items()}
+                    self.state.shares[op.site, unit, -1 if up else 1] = kept
+            self.left()
+        shape = walk.ranges[value].lower.shape
+        walk.ranges[value] = Range(lower.view(shape), upper.view(shape))
+        with torch.no_grad():
+            self._learn(op, walk, "optimized")
+
+    def _ask(self, op: Bend, walk: Pass, known: dict[int, Range]) -> None:
+        """The solver, unit by unit."""
+        try:
+            with torch.no_grad():
+                model = Model(self.program, walk.ranges[0], known, op.site)
+        except MemoryError as error:
+            self.state.notes.append(f"{op.name}: too large for the solver ({error})")
+            return
+        for unit, bend, up in self._questions(op):
+            if self.state.codes[op.site][unit] != UNDECIDED:
+                continue
+            with torch.no_grad():
+                answer = model.cross(unit, bend, up, walk.ranges[op.sources[0]], min(self.left(), self.unit_limit))
+                if answer.verdict == "impossible":
+                    self._believe(op, walk, unit, bend, up)
+                elif answer.point is not None:
+                    self._look(answer.point[None], "solver", op.site)
+            if self.state.codes[op.site][unit] == UNDECIDED and answer.point is not None:
+                self._attack(op.site, torch.tensor([unit]), answer.point[None], 1.0 if up else -1.0)
+            if answer.verdict == "open":
+                self.state.notes.append(f"{op.name} {unit}: the solver said {answer.status!r} after {answer.seconds:.1f} s")
+
+    def _believe(self, op: Bend, walk: Pass, unit: int, bend: float, up: bool) -> None:
+        value = op.sources[0]
+        range_ = walk.ranges[value]
+        lower, upper = range_.lower.flatten(1).clone(), range_.upper.flatten(1).clone()
+        if up:
+            upper[0, unit] = min(upper[0, unit].item(), bend)
+        else:
+            lower[0, unit] = max(lower[0, unit].item(), bend)
+        walk.ranges[value] = Range(lower.view(range_.lower.shape), upper.view(range_.upper.shape))
+        self._learn(op, walk, "solver")
+
+    # --- what is known ---------------------------------------------------------------------------
+
+    def _pass(self) -> Pass:
+        return Pass(self.program, self.box)
+
+    def _clip(self, op: Bend, walk: Pass) -> None:
+        """A walk's range cut to what is known already."""
+        shape = self.state.shapes[op.site]
+        lower, upper = (t[op.site].view(1, *shape) for t in (self.state.lower, self.state.upper))
+        walk.ranges[op.sources[0]] = walk.ranges[op.sources[0]] & Range(lower, upper)
+
+    def _learn(self, op: Bend, walk: Pass, proof: str) -> None:
+        """Takes over a walk's range, and settles the units that it shows stable."""
+        site, state, range_ = op.site, self.state, walk.ranges[op.sources[0]]
+        state.lower[site] = torch.maximum(state.lower[site], range_.lower[0].flatten())
+        state.upper[site] = torch.minimum(state.upper[site], range_.upper[0].flatten())
+        shape = state.shapes[site]
+        piece = op.pieces.piece(state.lower[site].view(shape), state.upper[site].view(shape)).flatten()
+        news = (piece >= 0) & (state.codes[site] == UNDECIDED)
+        state.codes[site][news] = piece[news]
+        state.proofs[site][news] = PROOFS.index(proof)
+        state.when[site][news] = time.perf_counter() - self.began
+
+    def _undecided(self, site: int) -> Tensor:
+        return (self.state.codes[site] == UNDECIDED).nonzero()[:, 0]
+
+    def _look(self, points: Tensor, source: str, site: int | None = None) -> None:
+        """Points as witnesses for undecided units; with a site, for its units and those before it."""
+        wanted = [codes == UNDECIDED for codes in self.state.codes]
+        self.state.witnesses.look(points, source, wanted)
+        self._note_witnesses()
+
+    def _note_witnesses(self) -> None:
+        for site, codes in enumerate(self.state.codes):
+            news = self.state.witnesses.unstable(site) & (codes == UNDECIDED)
+            codes[news] = UNSTABLE
+            self.state.when[site][news] = time.perf_counter() - self.began
+
+    def _corner_of(self, row: Tensor) -> Tensor:
+        """Where rows (1, n, *shape) are least over the box."""
+        return torch.where(row[0] < 0, self.box.upper[0], self.box.lower[0])
+
+    def _corners(self, site: int, units: Tensor, row: Tensor) -> None:
+        if len(units):
+            for corner in (self._corner_of(row), self._corner_of(-row)):
+                self._look(corner, "corners", site)
+
+
+__all__ = ["MARGIN", "Stability", "analyse"]
