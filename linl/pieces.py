@@ -121,7 +121,8 @@ def pieces_of(module: nn.Module, dims: int) -> Pieces | None:
     """
 
     def slope(value) -> Tensor:
-        t = torch.as_tensor(value).detach().to("cpu", torch.float64)
+        t = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        t = t.to("cpu", torch.float64)
         return t.reshape(-1, *[1] * dims) if t.numel() > 1 else t.reshape(())
 
     def two(negative, positive) -> Pieces:

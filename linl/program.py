@@ -137,10 +137,11 @@ class Reshape(Op):
 
 @dataclass(eq=False)
 class Bend(Op):
-    """An activation: `site` is its number among the network's activations."""
+    """An activation: `site` is its number among the network's activations, `module` what computes it."""
 
     pieces: Pieces = None
     site: int = 0
+    module: nn.Module = None
 
 
 def picks(units: Tensor, shape: torch.Size, like: Tensor) -> Tensor:
@@ -170,6 +171,14 @@ class Program:
     def bends(self) -> list[Bend]:
         """The activations, by site."""
         return sorted((op for op in self.ops if isinstance(op, Bend)), key=lambda op: op.site)
+
+    def readers(self, value: int) -> list[Op]:
+        """The operations that read a value."""
+        return [op for op in self.ops if value in op.sources]
+
+    def giver(self, value: int) -> Op | None:
+        """The operation that gives a value; None for the input."""
+        return next((op for op in self.ops if op.target == value), None)
 
     def upto(self, value: int) -> list[Op]:
         """The operations that a value depends on, in order."""
@@ -324,7 +333,7 @@ class _Reading:
                 f"no bound is known for {site.name} ({type(site.module).__name__}): ReLU, ReLU6, LeakyReLU, PReLU, "
                 "Hardtanh, LiNLU and PartialLinear around them have one"
             )
-        return Bend((self._source(input_of(node)),), -1, site.name, pieces, number)
+        return Bend((self._source(input_of(node)),), -1, site.name, pieces, number, site.module)
 
     def _affine(self, node: fx.Node) -> Op | None:
         try:

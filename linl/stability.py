@@ -93,7 +93,9 @@ class Stability:
         for site, name in enumerate(self.names):
             counts = {state: int((self.codes[site] == code).sum()) for code, state in enumerate(STATES)}
             counts = {state: n for state, n in counts.items() if n or state != "saturated"}
-            rest = {w: int((self.codes[site] == c).sum()) for c, w in ((UNSTABLE, "unstable"), (UNDECIDED, "undecided"))}
+            rest = {
+                w: int((self.codes[site] == c).sum()) for c, w in ((UNSTABLE, "unstable"), (UNDECIDED, "undecided"))
+            }
             rows.append({"layer": name, "units": len(self.codes[site]), **counts, **rest})
         return pd.DataFrame(rows).fillna(0).convert_dtypes()
 
@@ -376,11 +378,13 @@ class _Funnel:
                 if answer.verdict == "impossible":
                     self._believe(op, walk, unit, bend, up)
                 elif answer.point is not None:
-                    self._look(answer.point[None], "solver", op.site)
+                    self._look(torch.stack([answer.point, self.box.center[0]]), "solver", op.site)
             if self.state.codes[op.site][unit] == UNDECIDED and answer.point is not None:
                 self._attack(op.site, torch.tensor([unit]), answer.point[None], 1.0 if up else -1.0)
             if answer.verdict == "open":
-                self.state.notes.append(f"{op.name} {unit}: the solver said {answer.status!r} after {answer.seconds:.1f} s")
+                self.state.notes.append(
+                    f"{op.name} {unit}: the solver said {answer.status!r} after {answer.seconds:.1f} s"
+                )
 
     def _believe(self, op: Bend, walk: Pass, unit: int, bend: float, up: bool) -> None:
         value = op.sources[0]

@@ -98,6 +98,8 @@ class Witnesses:
 
     def _settle(self, site: int, units: Tensor, source: int) -> None:
         """Two points are a witness if their pieces differ."""
+        if not len(units):
+            return
         if not len(self.program.bends[site].pieces.bends) > 1:  # a lower and a higher piece of two: they do
             self.source[site][units] = source
             return
