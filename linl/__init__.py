@@ -3,12 +3,34 @@
 Importing linl is light: torchvision, timm and seaborn load where they are used.
 """
 
-from linl import cost, data, devices, folding, graph, merge, models, planning, results, train, units, weights
+from linl import (
+    bounds,
+    cost,
+    data,
+    devices,
+    folding,
+    graph,
+    losses,
+    merge,
+    models,
+    planning,
+    results,
+    stability,
+    train,
+    units,
+    weights,
+)
 from linl.advice import foldable
+from linl.boxes import Box
+from linl.certificates import verify_stability
 from linl.checking import verify
+from linl.compression import compress
 from linl.cost import measure
 from linl.folding import fold
+from linl.guarding import guard
 from linl.padding import pad_first
+from linl.stability import analyse
+from linl.states import Stability
 from linl.units import (
     LiNLU,
     PartialLinear,
@@ -24,7 +46,8 @@ from linl.units import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "LiNLU", "PartialLinear", "cost", "data", "devices", "fold", "foldable", "folding", "fuse_kernels_", "graph",
-    "harden", "linearize", "measure", "merge", "models", "nonlinearity", "pad_first", "param_groups", "penalty",
-    "planning", "project_", "results", "train", "units", "verify", "weights",
+    "Box", "LiNLU", "PartialLinear", "Stability", "analyse", "bounds", "compress", "cost", "data", "devices", "fold",
+    "foldable", "folding", "fuse_kernels_", "graph", "guard", "harden", "linearize", "losses", "measure", "merge",
+    "models", "nonlinearity", "pad_first", "param_groups", "penalty", "planning", "project_", "results", "stability",
+    "train", "units", "verify", "verify_stability", "weights",
 ]  # fmt: skip

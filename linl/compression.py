@@ -23,7 +23,7 @@ from linl.emitting import emit, emit_constant, leaky
 from linl.folding import fold
 from linl.pieces import Pieces
 from linl.program import Bend, Conv, Dense, Op, Program, Reshape, Sum, apply, program
-from linl.stability import Stability
+from linl.states import Stability
 from linl.units import FixedTwoSlope, LiNLU, PartialLinear
 
 RANK = 1e-12
@@ -86,6 +86,7 @@ class _Work:
         self.program = Program([copy.copy(op) for op in read.ops], list(read.shapes), read.output, read.names)
         self.codes = [codes.view(shape) for codes, shape in zip(state.codes, state.shapes, strict=True)]
         self.rows: list[dict] = []
+        self._old_shapes = dict(enumerate(self.program.shapes))  # before the last cut
 
     def run(self) -> None:
         """Every activation in turn."""
@@ -294,13 +295,8 @@ class _Work:
                 outputs = self.program.shapes[op.target]
                 self._replace(op, replace(op, layer=layer, inputs=inputs, outputs=outputs))
 
-    @property
-    def _old_shapes(self) -> dict[int, torch.Size]:
-        return self.__dict__.setdefault("_old", {i: shape for i, shape in enumerate(self.program.shapes)})
-
     def _shrink_value(self, value: int, stay: Tensor) -> None:
-        shapes = self._old_shapes
-        shapes[value] = self.program.shapes[value]
+        self._old_shapes[value] = self.program.shapes[value]
         self.program.shapes[value] = torch.Size((len(stay), *self.program.shapes[value][1:]))
 
 

@@ -142,8 +142,8 @@ class Model:
             if not len(units):
                 continue
             known, n = self.ranges[op.site], len(units)
-            l, u = (t[0].flatten()[units].numpy() for t in (known.lower, known.upper))
-            edges = np.stack([l, *(np.clip(bend, l, u) for bend in op.pieces.bends), u])
+            least, most = (t[0].flatten()[units].numpy() for t in (known.lower, known.upper))
+            edges = np.stack([least, *(np.clip(bend, least, most) for bend in op.pieces.bends), most])
             lengths = np.diff(edges, axis=0)
             at = self.columns[op.target]
             self.upper[at : at + lengths.size] = lengths.ravel()
@@ -151,8 +151,8 @@ class Model:
             for number in range(len(lengths)):
                 rows[np.arange(n), at + number * n + np.arange(n)] -= 1.0
             blocks.append(rows)
-            low.append(l - constant)
-            high.append(l - constant)
+            low.append(least - constant)
+            high.append(least - constant)
             for number in range(len(lengths) - 1):  # δ_k ≥ length_k·z, δ_{k+1} ≤ length_{k+1}·z
                 z = self.binaries[op.target] + number * n + np.arange(n)
                 for segment, sign in ((number, 1.0), (number + 1, -1.0)):
@@ -186,9 +186,9 @@ class Model:
 
         solver = highspy.Highs()
         for name, value in {
-            "output_flag": False, "threads": 1, "time_limit": float(time_limit), "primal_feasibility_tolerance": TOLERANCE,
-            "dual_feasibility_tolerance": TOLERANCE, "mip_feasibility_tolerance": TOLERANCE,
-            "objective_target": -(short + margin), "mip_rel_gap": 0.0,
+            "output_flag": False, "threads": 1, "time_limit": float(time_limit), "mip_rel_gap": 0.0,
+            "primal_feasibility_tolerance": TOLERANCE, "dual_feasibility_tolerance": TOLERANCE,
+            "mip_feasibility_tolerance": TOLERANCE, "objective_target": -(short + margin),
         }.items():  # fmt: skip
             if solver.setOptionValue(name, value) != highspy.HighsStatus.kOk:
                 raise RuntimeError(f"HiGHS refused the option {name} = {value}")

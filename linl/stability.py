@@ -13,100 +13,20 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from linl.bounds import Pass, Range
 from linl.boxes import Box
-from linl.checking import shown
-from linl.milp import MARGIN, Model
-from linl.pieces import STATES
+from linl.milp import Model
 from linl.program import Bend, Program, program
-from linl.witnesses import SOURCES, Witnesses
+from linl.states import PROOFS, UNDECIDED, UNSTABLE, Stability
+from linl.witnesses import Witnesses
 
 METHODS = ("interval", "crown", "exact")
-UNDECIDED, UNSTABLE = -2, -1
-"""Codes of a unit's state; from 0 on, the number of the piece it stays in."""
-PROOFS = ("", "interval", "crown", "optimized", "solver")
-"""What proved a unit stable, by number; an unstable unit's proof is where its witness came from."""
 SAMPLES = 2048  # points and corners by chance that every analysis starts with, for networks of up to …
 WORK = 1 << 26  # … so many numbers in all
-
-
-@dataclass
-class Stability:
-    """What is known of every unit of every activation on a box.
-
-    Attributes:
-        names: of the activations, in the order of the forward pass.
-        shapes: of their inputs, for one example.
-        box: the domain.
-        codes: for each activation (units,) int8: −2 undecided, −1 unstable, else the piece it stays in.
-        proofs: for each activation (units,) int8, a number in `PROOFS`; 0 for units that aren't stable.
-        lower, upper: for each activation (units,) float64, sound bounds of its input.
-        when: for each activation (units,) float32, seconds into the analysis when the unit was settled.
-        witnesses: the points that show units unstable.
-        shares: slopes that "optimized" proofs need: (site, unit, sign) to shares by activation's target.
-        seconds: by stage.
-        method: which was asked for.
-        notes: what went wrong or was left out, in words.
-    """
-
-    names: list[str]
-    shapes: list[torch.Size]
-    box: Box
-    codes: list[Tensor]
-    proofs: list[Tensor]
-    lower: list[Tensor]
-    upper: list[Tensor]
-    when: list[Tensor]
-    witnesses: Witnesses
-    shares: dict[tuple[int, int, int], dict[int, Tensor]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    method: str = "exact"
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """A row a unit: layer, unit (flat position), lower, upper, state, proof, seconds until it was settled."""
-        states = np.array(["undecided", "unstable", *STATES])
-        parts = []
-        for site, name in enumerate(self.names):
-            codes, source = self.codes[site].numpy(), self.witnesses.source[site].numpy()
-            proof = np.where(codes >= 0, np.array(PROOFS)[self.proofs[site].numpy()], np.array((*SOURCES, ""))[source])
-            proof = np.where(codes == UNDECIDED, "", proof)
-            parts.append(pd.DataFrame({
-                "layer": name, "unit": np.arange(len(codes)), "lower": self.lower[site].numpy(),
-                "upper": self.upper[site].numpy(), "state": states[codes + 2], "proof": proof,
-                "seconds": self.when[site].numpy(),
-            }))  # fmt: skip
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["layer", "unit", "state"])
-
-    @property
-    def summary(self) -> pd.DataFrame:
-        """A row an activation: units, and how many are in each state."""
-        rows = []
-        for site, name in enumerate(self.names):
-            counts = {state: int((self.codes[site] == code).sum()) for code, state in enumerate(STATES)}
-            counts = {state: n for state, n in counts.items() if n or state != "saturated"}
-            rest = {
-                w: int((self.codes[site] == c).sum()) for c, w in ((UNSTABLE, "unstable"), (UNDECIDED, "undecided"))
-            }
-            rows.append({"layer": name, "units": len(self.codes[site]), **counts, **rest})
-        return pd.DataFrame(rows).fillna(0).convert_dtypes()
-
-    @property
-    def decided(self) -> bool:
-        """Whether no unit is undecided."""
-        return not any((codes == UNDECIDED).any() for codes in self.codes)
-
-    def _repr_html_(self) -> str:
-        told = pd.DataFrame([{f"{stage}, s": round(s, 3) for stage, s in self.seconds.items()}])
-        return shown(self.summary) + shown(told)
 
 
 def analyse(
@@ -149,7 +69,7 @@ def analyse(
     return funnel.run(images)
 
 
-class _OutOfTime(Exception):
+class _TimeIsUpError(Exception):
     """The time limit was met."""
 
 
@@ -193,7 +113,7 @@ class _Funnel:
                     self._stage("crown", self.crown)
             if self.method == "exact":
                 self._stage("solver", self.solve)
-        except _OutOfTime:
+        except _TimeIsUpError:
             self.state.notes.append(f"stopped after {self.limit:g} s")
         return self.state
 
@@ -210,11 +130,11 @@ class _Funnel:
         """Seconds until the limit.
 
         Raises:
-            _OutOfTime: there are none.
+            _TimeIsUpError: there are none.
         """
         left = self.limit - (time.perf_counter() - self.began)
         if left <= 0:
-            raise _OutOfTime
+            raise _TimeIsUpError
         return left
 
     def intervals(self) -> None:
@@ -349,13 +269,14 @@ class _Funnel:
             signs = torch.tensor([-1.0 if up else 1.0 for _, _, up in some])
             bound, shares = walk.optimized(value, units, signs)
             for i, (unit, bend, up) in enumerate(some):
+                if (-bound[i] > bend) if up else (bound[i] < bend):
+                    continue  # what proves nothing isn't used further on: a certificate needs no slopes for it
                 if up:
                     upper[0, unit] = torch.minimum(upper[0, unit], -bound[i])
                 else:
                     lower[0, unit] = torch.maximum(lower[0, unit], bound[i])
-                if (upper[0, unit] <= bend) if up else (lower[0, unit] >= bend):
-                    kept = {target: share[i] for target, share in shares.items()}
-                    self.state.shares[op.site, unit, -1 if up else 1] = kept
+                kept = {target: share[i] for target, share in shares.items()}
+                self.state.shares[op.site, unit, -1 if up else 1] = kept
             self.left()
         shape = walk.ranges[value].lower.shape
         walk.ranges[value] = Range(lower.view(shape), upper.view(shape))
@@ -443,6 +364,3 @@ class _Funnel:
         if len(units):
             for corner in (self._corner_of(row), self._corner_of(-row)):
                 self._look(corner, "corners", site)
-
-
-__all__ = ["MARGIN", "Stability", "analyse"]

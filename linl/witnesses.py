@@ -28,9 +28,10 @@ class Witnesses:
         source: for each activation, (units,) int8: where the second of the two came from; −1 while not both are known.
     """
 
-    def __init__(self, program: Program, box: Box) -> None:
-        self.program, self.light, self.box = program, program.to(torch.float32), box
-        counts = [program.shapes[op.sources[0]].numel() for op in program.bends]
+    def __init__(self, program: Program | None, box: Box) -> None:
+        self.program, self.box = program, box
+        self.light = None if program is None else program.to(torch.float32)
+        counts = [] if program is None else [program.shapes[op.sources[0]].numel() for op in program.bends]
         self.points = torch.zeros(0, *box.shape, dtype=torch.float64)
         self.low = [torch.full((n,), -1, dtype=torch.int32) for n in counts]
         self.high = [torch.full((n,), -1, dtype=torch.int32) for n in counts]

@@ -1,0 +1,150 @@
+"""Every claim about a unit checked again, without a solver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from linl.bounds import Pass, Range
+from linl.checking import shown
+from linl.program import Bend, program
+from linl.states import PROOFS, UNDECIDED, UNSTABLE, Stability
+
+
+@dataclass(frozen=True)
+class CheckedStability:
+    """What became of a state's claims.
+
+    `.table` has a row an activation: layer; stable units, and of those proved again by a linear bound, resting on the
+    solver's word, and not proved again; unstable units, and of those shown again by their two inputs, and not;
+    undecided units, which claim nothing.
+
+    Attributes:
+        ok: no claim failed. What rests on the solver alone is no failure, and is counted.
+        complete: ok, and nothing rests on the solver.
+    """
+
+    table: pd.DataFrame
+
+    @property
+    def ok(self) -> bool:
+        return not self.table[["not_proved", "not_shown"]].to_numpy().any()
+
+    @property
+    def complete(self) -> bool:
+        return self.ok and not self.table["solver"].any()
+
+    def _repr_html_(self) -> str:
+        return shown(self.table)
+
+
+def verify_stability(net: nn.Module, state: Stability) -> CheckedStability:
+    """Checks every claim of a state again: stable units by linear bounds, unstable ones by evaluating their witnesses.
+
+    Nothing of the state is trusted but what the solver alone has proved (those units are counted apart), on which
+    later layers' bounds may rest.
+
+    Args:
+        net: the network, in eval mode.
+        state: from `analyse`, or loaded.
+
+    Raises:
+        ValueError: the state of another network.
+    """
+    read = program(net, state.box.shape)
+    shapes = [read.shapes[op.sources[0]] for op in read.bends]
+    if [op.name for op in read.bends] != state.names or shapes != state.shapes:
+        raise ValueError("the state is of another network: its activations have other names or sizes")
+    seen = state.witnesses.copy(read)
+    pieces = seen.pieces_at(seen.points) if len(seen.points) else None
+    walk, rows = Pass(read, state.box), {}
+    for op in read.ops:
+        if isinstance(op, Bend):
+            again = _proved_again(walk, op, state)
+            rows[op.site] = _row(op, state, again, _shown_again(op, state, pieces))
+        with torch.no_grad():
+            walk.step(op)
+    return CheckedStability(pd.DataFrame([rows[site] for site in sorted(rows)]))
+
+
+def _proved_again(walk: Pass, op: Bend, state: Stability) -> Tensor:
+    """Stable units that linear bounds prove; afterwards the walk's range takes over what the solver said. (units,)"""
+    value, codes, site = op.sources[0], state.codes[op.site], op.site
+    later = any((proofs > PROOFS.index("interval")).any() for proofs in state.proofs[site + 1 :])
+    with torch.no_grad():
+        proved = _agrees(walk, op, codes)
+        wanted = walk.open(op) if later else ((codes >= 0) & ~proved).nonzero()[:, 0]
+        walk.tighten(value, wanted)
+        proved = _agrees(walk, op, codes)
+    for unit in ((codes >= 0) & ~proved).nonzero()[:, 0].tolist():
+        _optimized_again(walk, op, unit, state)
+    proved = _agrees(walk, op, codes)
+    rests = (codes >= 0) & ~proved & (state.proofs[site] == PROOFS.index("solver"))
+    edges = torch.tensor([-torch.inf, *op.pieces.bends, torch.inf], dtype=torch.float64)
+    known = walk.ranges[value]
+    lower, upper = known.lower.flatten(1).clone(), known.upper.flatten(1).clone()
+    piece = codes.long().clamp(min=0)
+    lower[0, rests] = torch.maximum(lower[0, rests], edges[piece[rests]])
+    upper[0, rests] = torch.minimum(upper[0, rests], edges[piece[rests] + 1])
+    walk.ranges[value] = Range(lower.view(known.lower.shape), upper.view(known.upper.shape))
+    return proved
+
+
+def _agrees(walk: Pass, op: Bend, codes: Tensor) -> Tensor:
+    known = walk.ranges[op.sources[0]]
+    return (codes >= 0) & (op.pieces.piece(known.lower, known.upper)[0].flatten() == codes)
+
+
+def _optimized_again(walk: Pass, op: Bend, unit: int, state: Stability) -> None:
+    """The bound with the slopes that were kept; without them, or where they fall short, with slopes found anew."""
+    value, one = op.sources[0], torch.tensor([unit])
+    known = walk.ranges[value]
+    lower, upper = known.lower.flatten(1).clone(), known.upper.flatten(1).clone()
+    piece, bends = int(state.codes[op.site][unit]), op.pieces.bends
+    for sign, edge in ((1, bends[piece - 1] if piece else None), (-1, bends[piece] if piece < len(bends) else None)):
+        if edge is None:
+            continue
+        shares = state.shares.get((op.site, unit, sign))
+        found = -torch.inf
+        if shares is not None:
+            with torch.no_grad():
+                walk.choose({target: share[None] for target, share in shares.items()})
+                found = walk.least(value, one, torch.tensor([float(sign)]))[0][0, 0]
+                walk.choose({})
+        if found < sign * edge:
+            found = max(found, walk.optimized(value, one, torch.tensor([float(sign)]))[0][0].item())
+        if sign > 0:
+            lower[0, unit] = max(lower[0, unit].item(), found)
+        else:
+            upper[0, unit] = min(upper[0, unit].item(), -found)
+    walk.ranges[value] = Range(lower.view(known.lower.shape), upper.view(known.upper.shape))
+
+
+def _shown_again(op: Bend, state: Stability, pieces: list[Tensor] | None) -> Tensor:
+    """Units whose two inputs lie in the box and put them in different pieces; (units,) bool."""
+    low, high = state.witnesses.low[op.site].long(), state.witnesses.high[op.site].long()
+    both = (low >= 0) & (high >= 0)
+    if pieces is None or not both.any():
+        return torch.zeros_like(both)
+    units = both.nonzero()[:, 0]
+    inside = state.box.contains(state.witnesses.points)
+    first, second = pieces[op.site][low[units], units], pieces[op.site][high[units], units]
+    differ = (first >= 0) & (second >= 0) & (first != second) & inside[low[units]] & inside[high[units]]
+    found = torch.zeros_like(both)
+    found[units] = differ
+    return found
+
+
+def _row(op: Bend, state: Stability, proved: Tensor, shown_again: Tensor) -> dict:
+    codes, stable = state.codes[op.site], state.codes[op.site] >= 0
+    solver = stable & ~proved & (state.proofs[op.site] == PROOFS.index("solver"))
+    unstable = codes == UNSTABLE
+    return {
+        "layer": op.name, "stable": int(stable.sum()), "bound": int(proved.sum()), "solver": int(solver.sum()),
+        "not_proved": int((stable & ~proved & ~solver).sum()), "unstable": int(unstable.sum()),
+        "witness": int((unstable & shown_again).sum()), "not_shown": int((unstable & ~shown_again).sum()),
+        "undecided": int((codes == UNDECIDED).sum()),
+    }  # fmt: skip
