@@ -188,7 +188,7 @@ class Model:
         for name, value in {
             "output_flag": False, "threads": 1, "time_limit": float(time_limit), "mip_rel_gap": 0.0,
             "primal_feasibility_tolerance": TOLERANCE, "dual_feasibility_tolerance": TOLERANCE,
-            "mip_feasibility_tolerance": TOLERANCE, "objective_target": -(short + margin),
+            "mip_feasibility_tolerance": TOLERANCE, "objective_target": -(short + margin / 100),
         }.items():  # fmt: skip
             if solver.setOptionValue(name, value) != highspy.HighsStatus.kOk:
                 raise RuntimeError(f"HiGHS refused the option {name} = {value}")

@@ -26,6 +26,7 @@ from linl.witnesses import Witnesses
 
 METHODS = ("interval", "crown", "exact")
 SAMPLES = 2048  # points and corners by chance that every analysis starts with, for networks of up to …
+RESTARTS = 16  # points by chance that each unit left is attacked from
 WORK = 1 << 26  # … so many numbers in all
 
 
@@ -78,8 +79,9 @@ class _Funnel:
 
     def __init__(self, read: Program, box: Box, method: str, limit: float | None, unit_limit: float, seed: int) -> None:
         self.program, self.box, self.method = read, box, method
-        self.limit, self.unit_limit, self.seed = limit or math.inf, unit_limit, seed
+        self.limit, self.unit_limit = limit or math.inf, unit_limit
         self.began = time.perf_counter()
+        self.generator = torch.Generator().manual_seed(seed)
         counts = [read.shapes[op.sources[0]].numel() for op in read.bends]
         inf = [torch.full((n,), torch.inf, dtype=torch.float64) for n in counts]
         self.state = Stability(
@@ -148,10 +150,9 @@ class _Funnel:
 
     def points(self, images: Tensor | None) -> None:
         """Points by chance, the corners that settle units of exact bounds, then given images in growing numbers."""
-        generator = torch.Generator().manual_seed(self.seed)
         n = min(SAMPLES, max(16, WORK // sum(shape.numel() for shape in self.program.shapes)))
         for points, source in (
-            (self.box.sample(n // 2, generator), "samples"), (self.box.corners(n // 2, generator), "corners"),
+            (self.box.sample(n // 2, self.generator), "samples"), (self.box.corners(n // 2, self.generator), "corners"),
         ):  # fmt: skip
             self._look(points, source)
         for op in self.program.bends:
@@ -212,10 +213,22 @@ class _Funnel:
                     self._attack(op.site, some[still], corners[still], sign)
 
     def _attack(self, site: int, units: Tensor, starts: Tensor, sign: float) -> None:
-        if len(units):
+        """Ascent (sign 1) or descent from each unit's own start, then, for those left, from points by chance."""
+        if not len(units):
+            return
+        with torch.enable_grad():
+            self.state.witnesses.attack(site, units, starts, torch.full((len(units),), sign))
+        self._note_witnesses()
+        units = units[torch.isin(units, self._undecided(site))]
+        for some in units.split(max(1, (1 << 22) // (RESTARTS * self.box.lower.numel()))):
+            if not len(some):
+                return
+            each = some.repeat_interleave(RESTARTS)
+            points = self.box.sample(len(each), self.generator)
             with torch.enable_grad():
-                self.state.witnesses.attack(site, units, starts, torch.full((len(units),), sign))
+                self.state.witnesses.attack(site, each, points, torch.full((len(each),), sign))
             self._note_witnesses()
+            self.left()
 
     def solve(self) -> None:
         """Optimized slopes, then the solver, for each unit that is left, layer by layer."""
