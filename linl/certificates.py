@@ -55,9 +55,7 @@ def verify_stability(net: nn.Module, state: Stability) -> CheckedStability:
         ValueError: the state of another network.
     """
     read = program(net, state.box.shape)
-    shapes = [read.shapes[op.sources[0]] for op in read.bends]
-    if [op.name for op in read.bends] != state.names or shapes != state.shapes:
-        raise ValueError("the state is of another network: its activations have other names or sizes")
+    state.refuse_other(read.fingerprint())
     seen = state.witnesses.copy(read)
     pieces = seen.pieces_at(seen.points) if len(seen.points) else None
     walk, rows = Pass(read, state.box), {}

@@ -61,10 +61,7 @@ def compress(net: nn.Module, state: Stability, objective: str = "parameters") ->
         NoBoundRule: an activation that can't be written as one of torch's own.
     """
     read = program(net, state.box.shape)
-    if [op.name for op in read.bends] != state.names:
-        raise ValueError("the state is of another network: its activations have other names")
-    if [read.shapes[op.sources[0]] for op in read.bends] != state.shapes:
-        raise ValueError("the state is of another network: its activations have other sizes")
+    state.refuse_other(read.fingerprint())
     work = _Work(read, state)
     work.run()
     like = next(net.parameters(), torch.zeros(()))

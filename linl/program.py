@@ -6,6 +6,7 @@ name. All numbers are float64, whatever the network has.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 from dataclasses import dataclass, field, replace
@@ -171,6 +172,27 @@ class Program:
     def bends(self) -> list[Bend]:
         """The activations, by site."""
         return sorted((op for op in self.ops if isinstance(op, Bend)), key=lambda op: op.site)
+
+    def fingerprint(self) -> str:
+        """Of wiring and numbers: the same for two networks only if they compute the same."""
+        digest = hashlib.sha256()
+        for op in self.ops:
+            digest.update(f"{type(op).__name__} {op.sources} {op.target} {op.name}".encode())
+            tensors: list[Tensor | None] = []
+            if isinstance(op, Dense):
+                tensors = [op.weight, op.bias]
+            elif isinstance(op, Conv):
+                digest.update(repr(op.layer.geometry).encode())
+                tensors = [op.layer.weight, op.layer.bias]
+            elif isinstance(op, Sum):
+                digest.update(repr(op.signs).encode())
+                tensors = [op.constant]
+            elif isinstance(op, Bend):
+                digest.update(repr((op.pieces.bends, op.pieces.values)).encode())
+                tensors = list(op.pieces.slopes)
+            for tensor in tensors:
+                digest.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def readers(self, value: int) -> list[Op]:
         """The operations that read a value."""

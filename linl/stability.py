@@ -88,16 +88,15 @@ class _Funnel:
             names=[op.name for op in read.bends], shapes=[read.shapes[op.sources[0]] for op in read.bends], box=box,
             codes=[torch.full((n,), UNDECIDED, dtype=torch.int8) for n in counts],
             proofs=[torch.zeros(n, dtype=torch.int8) for n in counts], lower=[-t for t in inf], upper=inf,
-            when=[torch.full((n,), torch.nan) for n in counts], witnesses=Witnesses(read, box), method=method,
+            when=[torch.full((n,), torch.nan) for n in counts], witnesses=Witnesses(read, box), method=method, fingerprint=read.fingerprint(),
         )  # fmt: skip
 
     def go_on_from(self, state: Stability) -> None:
         """Takes over what an earlier analysis settled."""
         mine = self.state
-        same = state.names == mine.names and state.shapes == mine.shapes and len(state.box) == 1
-        same = same and torch.equal(state.box.lower, self.box.lower) and torch.equal(state.box.upper, self.box.upper)
-        if not same:
-            raise ValueError("the state given is of another network or another box: leave it out")
+        state.refuse_other(mine.fingerprint)
+        if not (torch.equal(state.box.lower, self.box.lower) and torch.equal(state.box.upper, self.box.upper)):
+            raise ValueError("the state given is of another box: leave it out")
         for name in ("codes", "proofs", "lower", "upper", "when"):
             setattr(mine, name, [t.clone() for t in getattr(state, name)])
         mine.witnesses, mine.shares = state.witnesses.copy(self.program), dict(state.shares)

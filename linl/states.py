@@ -40,6 +40,7 @@ class Stability:
         seconds: by stage.
         method: which was asked for.
         notes: what went wrong or was left out, in words.
+        fingerprint: of the network, `linl.program.Program.fingerprint`.
     """
 
     names: list[str]
@@ -55,6 +56,15 @@ class Stability:
     seconds: dict[str, float] = field(default_factory=dict)
     method: str = "exact"
     notes: list[str] = field(default_factory=list)
+    fingerprint: str = ""
+
+    def refuse_other(self, network: str) -> None:
+        """
+        Raises:
+            ValueError: the state is of a network with another fingerprint.
+        """
+        if network != self.fingerprint:
+            raise ValueError("the state is of another network, or its weights have changed since: analyse it anew")
 
     @property
     def table(self) -> pd.DataFrame:
@@ -116,7 +126,7 @@ class Stability:
                 tensors[f"share/{site}/{unit}/{sign}/{target}"] = share
         words = {
             "format": FORMAT, "names": self.names, "shapes": [list(shape) for shape in self.shapes],
-            "method": self.method, "seconds": self.seconds, "notes": self.notes,
+            "method": self.method, "seconds": self.seconds, "notes": self.notes, "fingerprint": self.fingerprint,
         }  # fmt: skip
         # by renaming, the words last: what can be read is whole
         part = folder / ".stability.safetensors.part"
@@ -162,7 +172,7 @@ class Stability:
         by_site = {name: [tensors[f"{site}/{name}"] for site in sites] for name in _BY_SITE}
         return cls(
             names=words["names"], shapes=[torch.Size(shape) for shape in words["shapes"]], box=box, **by_site,
-            witnesses=seen, shares=shares, seconds=words["seconds"], method=words["method"], notes=words["notes"],
+            witnesses=seen, shares=shares, seconds=words["seconds"], method=words["method"], notes=words["notes"], fingerprint=words["fingerprint"],
         )  # fmt: skip
 
 

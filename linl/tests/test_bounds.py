@@ -1,0 +1,174 @@
+"""Bounds: sound on samples and corners, equal to brute force where they are exact, never wider by CROWN."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import linl
+from linl import Box
+from linl.bounds import bound
+from linl.pieces import pieces_of
+from linl.program import NoBoundRule, program
+from linl.tests.brute import extremes, small_net
+from linl.tests.small_nets import ACTIVATIONS, NETS, make
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kind", NETS)
+def test_bounds_hold_at_samples_and_corners(kind, activation):
+    net, shape = make(kind, activation)
+    box = Box.around(4 * torch.rand(*shape), 0.5)
+    x = torch.cat([box.sample(2000), box.corners(2000)])
+    read = program(net, shape)
+    values = read.run(x)
+    assert torch.allclose(values[read.output], net(x), rtol=0, atol=1e-10), "the program is the network"
+    for dtype in (torch.float64, torch.float32):
+        widths = {}
+        for method in ("interval", "crown"):
+            found = bound(read, box, method, dtype)
+            for op, range_ in zip(read.bends, found.inputs, strict=True):
+                y = values[op.sources[0]]
+                assert (y >= range_.lower).all() and (y <= range_.upper).all(), (method, op.name)
+            y = values[read.output]
+            assert (y >= found.output.lower).all() and (y <= found.output.upper).all()
+            widths[method] = (found.output.upper - found.output.lower).sum()
+        assert widths["crown"] <= widths["interval"]
+    if activation != "hardtanh":  # all but saturated, intervals know everything there
+        assert widths["crown"] < 0.9 * widths["interval"], "CROWN finds nothing more"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bounds_enclose_the_exact_extremes(seed):
+    net, inputs = small_net(seed)
+    lower, upper = -np.ones(inputs), np.ones(inputs)
+    box = Box(torch.tensor(lower), torch.tensor(upper))
+    exact = extremes(net, lower, upper)
+    for method in ("interval", "crown"):
+        for range_, (low, high) in zip(bound(net, box, method).inputs, exact, strict=True):
+            assert (range_.lower[0].numpy() <= low + 1e-9).all() and (range_.upper[0].numpy() >= high - 1e-9).all()
+    first = bound(net, box, "interval").inputs[0]
+    assert np.allclose(first.lower[0], exact[0][0], atol=1e-9), "intervals are exact behind one layer"
+
+
+def test_several_boxes_at_once_are_the_boxes_one_by_one():
+    net, shape = make("residual", "relu")
+    x = 4 * torch.rand(3, *shape)
+    together = bound(net, Box.around(x, 0.3, batch=True))
+    for i in range(3):
+        alone = bound(net, Box.around(x[i], 0.3))
+        assert torch.allclose(together.output.lower[i], alone.output.lower[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_lines_lie_below_and_above(activation):
+    pieces = pieces_of(ACTIVATIONS[activation], 0)
+    generator = torch.Generator().manual_seed(0)
+    ends = 8 * torch.randn(2, 500, generator=generator, dtype=torch.float64)
+    lower, upper = ends.amin(0), ends.amax(0)
+    lower[:20] = upper[:20]  # single points
+    below, low, above, high = pieces.lines(lower, upper)
+    share = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]
+    x = lower + share * (upper - lower)
+    y = ACTIVATIONS[activation].double()(x).detach()
+    ACTIVATIONS[activation].float()
+    assert torch.allclose(pieces(x), y, atol=1e-6), "the pieces are the activation"
+    y = pieces(x)
+    assert (below * x + low <= y + 1e-12).all() and (above * x + high >= y - 1e-12).all()
+
+
+def test_rounding_can_not_break_a_bound():
+    """A box that is a point: the exact value, computed with 50 digits, lies inside the interval."""
+    from fractions import Fraction
+
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 1))
+    net[0].weight.data *= 1e4 * torch.rand(30, 1)
+    x = torch.randn(40)
+    found = bound(net.eval(), Box(x, x), "crown", torch.float64).output
+
+    def layer(weight, bias, values):
+        rows = weight.detach().tolist()
+        return [sum((Fraction(w) * v for w, v in zip(r, values, strict=True)), Fraction(b))
+                for r, b in zip(rows, bias.detach().tolist(), strict=True)]  # fmt: skip
+
+    hidden = [max(v, Fraction(0)) for v in layer(net[0].weight, net[0].bias, [Fraction(v) for v in x.tolist()])]
+    (exact,) = layer(net[2].weight, net[2].bias, hidden)
+    assert Fraction(found.lower.item()) <= exact <= Fraction(found.upper.item())
+    assert found.upper.item() - found.lower.item() < 1e-9 * abs(float(exact)), "and the margin is small"
+
+
+def test_networks_from_the_libraries_can_be_bounded():
+    net = linl.models.create("resnet18", width=0.125, stem="cifar").eval()
+    box = Box.around(torch.rand(3, 32, 32), 1 / 255)
+    found = bound(net, box, "interval")
+    assert len(found.inputs) == 17
+    y = net.double()(box.sample(4))
+    assert (y >= found.output.lower).all() and (y <= found.output.upper).all()
+
+
+def test_trained_units_are_bounded_as_they_stand():
+    net, shape = make("dense", "relu")
+    lin = linl.linearize(net.float(), "linlu").eval()
+    box = Box.around(torch.rand(*shape), 0.2)
+    y = lin.double()(box.sample(100)).detach()
+    found = bound(lin, box)
+    assert (y >= found.output.lower).all() and (y <= found.output.upper).all()
+
+
+# --- what is refused -------------------------------------------------------------------------------
+
+
+def test_boxes_refuse_nonsense():
+    with pytest.raises(ValueError, match="lower is above upper"):
+        Box(torch.ones(3), torch.zeros(3))
+    with pytest.raises(ValueError, match="same"):
+        Box(torch.ones(3), torch.ones(4))
+    with pytest.raises(ValueError, match="finite"):
+        Box(torch.zeros(2), torch.tensor([1.0, torch.nan]))
+    with pytest.raises(ValueError, match="eps"):
+        Box.around(torch.zeros(2), -1)
+    with pytest.raises(ValueError, match="no point in common"):
+        Box.around(torch.full((2,), 9.0), 0.1, within=Box.unit((2,)))
+
+
+def test_the_box_of_valid_pixels_follows_the_normalization():
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    box = Box.unit((3, 2, 2), mean, std)
+    images = torch.stack([torch.zeros(3, 2, 2), torch.ones(3, 2, 2)])
+    images = (images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    assert box.contains(images).all()
+    assert not box.contains(images * 1.01).any()
+
+
+def test_a_clipped_point_is_inside_in_its_own_dtype():
+    box = Box(torch.full((50,), 0.1), torch.full((50,), 0.3, dtype=torch.float64))
+    assert box.contains(box.clip(torch.randn(200, 50))).all()
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "told"),
+    [
+        (nn.Sequential(nn.Linear(3, 3), nn.GELU()), (3,), "GELU"),
+        (nn.Sequential(nn.Conv2d(1, 1, 3), nn.MaxPool2d(2)), (1, 8, 8), "MaxPool2d"),
+        (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), (3,), "LayerNorm"),
+        (nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")), (1, 8, 8), "reflect"),
+    ],
+)
+def test_operations_without_a_bound_are_refused_by_name(net, shape, told):
+    with pytest.raises(NoBoundRule, match=told):
+        bound(net.eval(), Box.unit(shape))
+
+
+def test_wrong_networks_are_refused():
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
+    with pytest.raises(ValueError, match="train mode"):
+        bound(net, Box.unit((3,)))
+    net.eval()
+    with pytest.raises(ValueError, match="can't take inputs of shape"):
+        bound(net, Box.unit((4,)))
+    with pytest.raises(ValueError, match="unknown method"):
+        bound(net, Box.unit((3,)), "deeppoly")
+    net[0].weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="no finite numbers"):
+        bound(net, Box.unit((3,)))

@@ -1,0 +1,169 @@
+"""States of units: equal to enumeration on small networks, never contradicted by points, honest when time is up."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import linl
+from linl import Box, Stability
+from linl.program import program
+from linl.states import UNDECIDED, UNSTABLE
+from linl.tests.brute import extremes, small_net
+from linl.tests.small_nets import ACTIVATIONS, NETS, make
+
+NEAR = 1e-7  # the enumeration's linear programs aren't surer than that
+
+
+def agrees_with_enumeration(seed: int) -> Stability:
+    net, inputs = small_net(seed)
+    box = Box(-torch.ones(inputs), torch.ones(inputs))
+    state = linl.analyse(net, box, seed=seed)
+    assert state.decided, state.notes
+    for site, (low, high) in enumerate(extremes(net, -np.ones(inputs), np.ones(inputs))):
+        right = np.where(high <= 0, 0, np.where(low >= 0, 1, UNSTABLE))
+        tie = (np.abs(low) < NEAR) | (np.abs(high) < NEAR)
+        assert ((state.codes[site].numpy() == right) | tie).all(), (seed, site)
+        assert (state.lower[site].numpy() <= low + NEAR).all() and (state.upper[site].numpy() >= high - NEAR).all()
+    return state
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_exact_agrees_with_enumeration(seed):
+    agrees_with_enumeration(seed)
+
+
+def test_every_stage_of_the_funnel_is_needed():
+    """Seeds in which CROWN, optimized slopes and the solver have the last word."""
+    proofs = set()
+    for seed in (38, 13, 7, 1):
+        net, inputs = small_net(seed)
+        proofs |= set(linl.analyse(net, Box(-torch.ones(inputs), torch.ones(inputs))).table["proof"])
+    assert {"interval", "samples", "corners", "crown", "optimized", "solver"} <= proofs
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kind", NETS)
+def test_claims_hold_at_points(kind, activation):
+    net, shape = make(kind, activation)
+    box = Box.around(4 * torch.rand(*shape), 0.5)
+    state = linl.analyse(net, box, "exact" if kind == "dense" else "crown", time_limit=20)
+    read = program(net, shape)
+    values = read.run(torch.cat([box.sample(5000), box.corners(5000)]))
+    for op in read.bends:
+        seen = values[op.sources[0]].flatten(1)
+        edges = torch.tensor([-torch.inf, *op.pieces.bends, torch.inf], dtype=torch.float64)
+        codes = state.codes[op.site]
+        for piece in range(len(op.pieces.slopes)):
+            mine = seen[:, codes == piece]
+            assert (mine >= edges[piece]).all() and (mine <= edges[piece + 1]).all()
+    checked = linl.verify_stability(net, state)
+    assert checked.ok, checked.table
+    assert kind != "dense" or state.decided, state.table
+
+
+def test_the_table_says_what_decided_each_unit():
+    net, inputs = small_net(3)
+    state = linl.analyse(net, Box(-torch.ones(inputs), torch.ones(inputs)))
+    table = state.table
+    assert list(table.columns) == ["layer", "unit", "lower", "upper", "state", "proof", "seconds"]
+    assert set(table["state"]) <= {"active", "inactive", "unstable"}
+    assert (table["proof"] != "").all() and table["seconds"].notna().all()
+    stable = table["state"].isin(["active", "inactive"])
+    assert (table.loc[table["state"] == "active", "lower"] >= 0).all()
+    assert (table.loc[table["state"] == "inactive", "upper"] <= 0).all()
+    assert set(table.loc[stable, "proof"]) <= {"interval", "crown", "optimized", "solver"}
+    assert "<table" in state._repr_html_()
+
+
+def test_images_alone_never_make_a_unit_stable():
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
+    images = torch.rand(500, 2) * 0.01  # near a corner, where nothing bends
+    wide = linl.analyse(net, Box.around(torch.zeros(2), 5.0), images=images)
+    assert (wide.codes[0] == UNSTABLE).all()
+
+
+def test_a_saved_state_is_the_same_and_is_checked_again(tmp_path):
+    net, inputs = small_net(3)
+    box = Box(-torch.ones(inputs), torch.ones(inputs))
+    state = linl.analyse(net, box)
+    state.save(tmp_path)
+    again = Stability.load(tmp_path)
+    assert again.table.equals(state.table) and again.method == "exact"
+    assert linl.verify_stability(net, again).ok
+    assert linl.analyse(net, box, state=again).decided
+
+
+def test_a_forged_claim_is_found():
+    net, inputs = small_net(0)
+    state = linl.analyse(net, Box(-torch.ones(inputs), torch.ones(inputs)))
+    unstable = (state.codes[0] == UNSTABLE).nonzero()[0]
+    state.codes[0][unstable], state.proofs[0][unstable] = 1, 1
+    assert linl.verify_stability(net, state).table["not_proved"].sum() == 1
+    state = linl.analyse(net, Box(-torch.ones(inputs), torch.ones(inputs)))
+    state.witnesses.points = torch.zeros_like(state.witnesses.points)
+    assert linl.verify_stability(net, state).table["not_shown"].sum() > 0
+    with pytest.raises(ValueError, match="another network"):
+        linl.verify_stability(small_net(2)[0], state)
+
+
+def test_time_that_is_up_leaves_units_undecided_and_can_be_gone_on_from():
+    net, inputs = small_net(7)
+    box = Box(-torch.ones(inputs), torch.ones(inputs))
+    cheap = linl.analyse(net, box, "interval")
+    assert (torch.cat(cheap.codes) == UNDECIDED).any()
+    stopped = linl.analyse(net, box, time_limit=1e-9)
+    assert any("stopped after" in note for note in stopped.notes)
+    done = linl.analyse(net, box, state=cheap)
+    assert done.decided and done.table["state"].tolist() == linl.analyse(net, box).table["state"].tolist()
+
+
+def test_a_solver_that_says_not_set_decides_nothing(monkeypatch):
+    """HiGHS answers "Not Set" after its threads were changed, and its figures then look like proofs."""
+    highspy = pytest.importorskip("highspy")
+    net, inputs = small_net(7)
+    box = Box(-torch.ones(inputs), torch.ones(inputs))
+    monkeypatch.setattr(highspy.Highs, "getModelStatus", lambda self: highspy.HighsModelStatus.kNotset)
+    monkeypatch.setattr(linl.stability.Model, "cross", _without_a_point(linl.stability.Model.cross))
+    state = linl.analyse(net, box)
+    assert not state.decided and any("Not Set" in note for note in state.notes)
+    assert "solver" not in set(state.table["proof"])
+
+
+def _without_a_point(cross):
+    def crossed(*args, **kwargs):
+        answer = cross(*args, **kwargs)
+        answer.point = None
+        return answer
+
+    return crossed
+
+
+def test_bad_input_is_refused():
+    net, inputs = small_net(0)
+    box = Box(-torch.ones(inputs), torch.ones(inputs))
+    with pytest.raises(ValueError, match="unknown method"):
+        linl.analyse(net, box, "milp")
+    with pytest.raises(ValueError, match="2 boxes"):
+        linl.analyse(net, Box(-torch.ones(2, inputs), torch.ones(2, inputs), batch=True))
+    with pytest.raises(ValueError, match="can't take"):
+        linl.analyse(net, Box.unit((inputs + 1,)))
+    with pytest.raises(ValueError, match="time_limit"):
+        linl.analyse(net, box, time_limit=0)
+    with pytest.raises(ValueError, match="images have shape"):
+        linl.analyse(net, box, images=torch.zeros(3, inputs + 1))
+    with pytest.raises(ValueError, match="train mode"):
+        linl.analyse(net.train(), box)
+    with pytest.raises(FileNotFoundError, match="stability.json"):
+        Stability.load("/nowhere")
+
+
+if __name__ == "__main__":  # python -m linl.tests.test_stability 200
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    counts: dict = {}
+    for number in range(count):
+        for row in agrees_with_enumeration(number).table.itertuples():
+            counts[row.state, row.proof] = counts.get((row.state, row.proof), 0) + 1
+    print(f"{count} networks, every unit decided as enumeration decides it: {counts}")
