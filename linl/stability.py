@@ -88,7 +88,8 @@ class _Funnel:
             names=[op.name for op in read.bends], shapes=[read.shapes[op.sources[0]] for op in read.bends], box=box,
             codes=[torch.full((n,), UNDECIDED, dtype=torch.int8) for n in counts],
             proofs=[torch.zeros(n, dtype=torch.int8) for n in counts], lower=[-t for t in inf], upper=inf,
-            when=[torch.full((n,), torch.nan) for n in counts], witnesses=Witnesses(read, box), method=method, fingerprint=read.fingerprint(),
+            when=[torch.full((n,), torch.nan) for n in counts], witnesses=Witnesses(read, box), method=method,
+            fingerprint=read.fingerprint(),
         )  # fmt: skip
 
     def go_on_from(self, state: Stability) -> None:

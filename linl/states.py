@@ -172,7 +172,8 @@ class Stability:
         by_site = {name: [tensors[f"{site}/{name}"] for site in sites] for name in _BY_SITE}
         return cls(
             names=words["names"], shapes=[torch.Size(shape) for shape in words["shapes"]], box=box, **by_site,
-            witnesses=seen, shares=shares, seconds=words["seconds"], method=words["method"], notes=words["notes"], fingerprint=words["fingerprint"],
+            witnesses=seen, shares=shares, seconds=words["seconds"], method=words["method"], notes=words["notes"],
+            fingerprint=words["fingerprint"],
         )  # fmt: skip
 
 
