@@ -23,7 +23,7 @@ PROOFS = ("", "interval", "crown", "optimized", "solver")
 FORMAT = "linl stability 1"
 
 
-@dataclass
+@dataclass(repr=False)
 class Stability:
     """What is known of every unit of every activation on a box.
 
@@ -99,6 +99,9 @@ class Stability:
     def decided(self) -> bool:
         """Whether no unit is undecided."""
         return not any((codes == UNDECIDED).any() for codes in self.codes)
+
+    def __repr__(self) -> str:
+        return f"Stability on {self.box}:\n{self.summary.to_string(index=False)}"
 
     def _repr_html_(self) -> str:
         told = pd.DataFrame([{f"{stage}, s": round(s, 3) for stage, s in self.seconds.items()}])
