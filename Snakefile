@@ -4,7 +4,6 @@
 # A run's only declared output is result.json: it is renamed into place as the last thing a run does, so a
 # killed run leaves none, and its checkpoints stay for the next start. Notebooks are `ancient`: a corrected
 # sentence doesn't redo days of training.
-import json
 import sys
 
 from linl import study
@@ -35,7 +34,7 @@ rule run:
         "{folder}/log.txt",
     threads: lambda w: job_of(w).threads or workflow.cores
     params:
-        values=lambda w, threads: json.dumps({**job_of(w).params, "threads": threads}),
+        values=lambda w, threads: study.as_yaml({**job_of(w).params, "threads": threads}),
         python=sys.executable,
     shell:
         "OMP_NUM_THREADS={threads} {params.python:q} -m papermill {input.notebook:q} {wildcards.folder:q}/notebook.ipynb"

@@ -184,6 +184,11 @@ def _check_values(params: dict[str, Any], where: str) -> None:
 # --- carrying out ----------------------------------------------------------------------------------
 
 
+def as_yaml(params: dict) -> str:
+    """Parameters on one line, as papermill's -y wants them. Not JSON: YAML reads JSON's 5e-05 as a word."""
+    return yaml.safe_dump(params, default_flow_style=True, width=float("inf"), allow_unicode=True).strip()
+
+
 def tables_folder(profile: str) -> Path:
     """Where the tables of a profile's own runs go (not committed)."""
     return results_folder() / "runs" / "tables" / profile

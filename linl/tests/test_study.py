@@ -125,3 +125,9 @@ def test_the_smoke_profile_from_start_to_table(capfd):
     assert {"layer_folding.csv", "layer_folding.md", "layer_folding.png"} <= set(first)
     assert study.main(["tables"]) == 0
     assert {f.name: f.read_bytes() for f in tables.iterdir()} == first, "the same records, the same bytes"
+
+
+def test_small_numbers_reach_a_notebook_as_numbers():
+    params = {"l1": 5e-05, "hidden": "100 100", "time_latency": True, "weights": "", "epochs": 3, "blocks": "2: 4 # x"}
+    assert yaml.safe_load(study.as_yaml(params)) == params
+    assert "\n" not in study.as_yaml(params)
