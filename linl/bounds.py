@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linl.boxes import Box
 from linl.checking import shown
-from linl.program import Bend, Conv, Dense, Op, Program, Reshape, Sum, picks, program
+from linl.program import Bend, Conv, Dense, MaxPool, Op, Program, Reshape, Sum, picks, program
 
 METHODS = ("interval", "crown")
 ROWS = 1 << 26  # numbers of a block of rows: 512 MiB in float64
@@ -181,6 +182,9 @@ class Pass:
         if isinstance(op, Reshape):
             shape = self.program.shapes[op.target]
             made = Range(first.lower.reshape(-1, *shape), first.upper.reshape(-1, *shape))
+            return made, torch.zeros_like(made.lower)
+        if isinstance(op, MaxPool):  # the largest of what can be smallest, and of what can be largest: no rounding
+            made = Range(op.forward(first.lower), op.forward(first.upper))
             return made, torch.zeros_like(made.lower)
         lower, upper = op.pieces.range(first.lower, first.upper)
         slack = 8 * eps * op.pieces.largest_slope(lower) * first.largest
@@ -341,6 +345,8 @@ class Pass:
                 yield source, sign, here, 0.0 if i or op.constant is None else _dot(here, op.constant[None])
         elif isinstance(op, Reshape):
             yield op.sources[0], 1, here.reshape(*here.shape[:2], *self.program.shapes[op.sources[0]]), 0.0
+        elif isinstance(op, MaxPool):
+            yield self._back_from_max(op, here)
         else:
             below, low, above, high = self.lines_of(op)
             up, down = here.clamp(min=0), here.clamp(max=0)
@@ -349,6 +355,45 @@ class Pass:
             slack = slack + (here.shape[2:].numel() + 8) * self.eps * torch.maximum(low.abs(), high.abs())
             constant = _dot(up, low) + _dot(down, high) - _dot(up - down, slack)
             yield op.sources[0], 1, up * below + down * above, constant
+
+    def _back_from_max(self, op: MaxPool, here: Tensor):
+        """Below, a maximum is the number with the greatest lower bound; above, that number where no other can reach
+        its lower bound, else the greatest upper bound of all."""
+        known, inputs = self.ranges[op.sources[0]], self.program.shapes[op.sources[0]]
+        low, at = op.largest(known.lower)
+        alone = low >= self._second(op, known, at)
+        high = self.ranges[op.target].upper
+        up, down = here.clamp(min=0), here.clamp(max=0)
+        straight = up + torch.where(alone[:, None], down, 0)
+        bent = torch.where(alone[:, None], 0, down)
+        boxes = max(len(here), len(at))
+        index = at.flatten(2)[:, None].expand(boxes, here.shape[1], *at.flatten(2).shape[1:])
+        rows = straight.flatten(3).expand(boxes, -1, -1, -1)
+        back = rows.new_zeros(boxes, here.shape[1], inputs[0], math.prod(inputs[1:])).scatter_add(3, index, rows)
+        # several windows may choose one number: their weights are added up
+        slack = self.eps * math.prod(at.shape[2:]) * known.largest
+        constant = _dot(bent, high) - _dot(back.view(*back.shape[:2], *inputs).abs(), slack)
+        return op.sources[0], 1, back.view(*back.shape[:2], *inputs), constant
+
+    @staticmethod
+    def _second(op: MaxPool, known: Range, at: Tensor) -> Tensor:
+        """The greatest upper bound in each window but the winner's."""
+        m, upper = op.module, known.upper
+        two = upper.ndim - 2
+        pair = lambda v: (v,) * two if isinstance(v, int) else tuple(v)  # noqa: E731
+        kernel, stride = pair(m.kernel_size), pair(m.stride)
+        padding, dilation = pair(m.padding), pair(m.dilation)
+        place = torch.arange(math.prod(upper.shape[2:]), dtype=upper.dtype).view(1, 1, *upper.shape[2:])
+        windows = []
+        for values, fill in ((upper, -torch.inf), (place.expand_as(upper[:1, :1]), -1.0)):
+            padded = F.pad(values, [side for p in reversed(padding) for side in (p, p)], value=fill)
+            for i in range(two):
+                span = (kernel[i] - 1) * dilation[i] + 1
+                padded = padded.unfold(2 + i, span, stride[i])[..., :: dilation[i]]
+            windows.append(padded.flatten(2 + two))
+        values, places = windows
+        mine = places == at[..., None].to(places.dtype)
+        return torch.where(mine, -torch.inf, values).amax(-1)
 
     def lines_of(self, op: Bend) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """An activation's lines: slope and intercept below, slope and intercept above; (boxes, 1 or rows, *shape)."""

@@ -22,7 +22,7 @@ from linl.checking import shown
 from linl.emitting import emit, emit_constant, leaky
 from linl.folding import fold
 from linl.pieces import Pieces
-from linl.program import Bend, Conv, Dense, Op, Program, Reshape, Sum, apply, program
+from linl.program import Bend, Conv, Dense, MaxPool, Op, Program, Reshape, Sum, apply, program
 from linl.states import Stability
 from linl.units import FixedTwoSlope, LiNLU, PartialLinear
 
@@ -216,7 +216,7 @@ class _Work:
         found = []
         for reader in self.program.readers(value):
             path: list[Op] = [reader]
-            while isinstance(path[-1], Reshape) or (isinstance(path[-1], Conv) and _keeps_zero(path[-1])):
+            while isinstance(path[-1], Reshape | MaxPool) or (isinstance(path[-1], Conv) and _keeps_zero(path[-1])):
                 following = self.program.readers(path[-1].target)
                 if len(following) != 1 or path[-1].target == self.program.output:
                     return None
@@ -282,6 +282,8 @@ class _Work:
                 positions = math.prod(old[1:])
                 index = (index[:, None] * positions + torch.arange(positions)).flatten() if len(old) > 1 else index
                 self._replace(op, replace(op, weight=op.weight[:, index], inputs=inputs))
+            elif isinstance(op, MaxPool):
+                self._shrink_value(op.target, index)
             elif last:
                 layer = Affine(replace(op.layer.geometry, inputs=len(index)), op.layer.weight[:, index], op.layer.bias)
                 self._replace(op, replace(op, layer=layer, inputs=inputs))

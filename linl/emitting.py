@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from linl import rewriting
 from linl.folding import finish_
 from linl.graph import free_name
-from linl.program import Bend, Conv, Dense, NoBoundRule, Op, Program, Reshape, Sum
+from linl.program import Bend, Conv, Dense, MaxPool, NoBoundRule, Op, Program, Reshape, Sum
 
 PLAIN = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Hardtanh)
 """Activations that are written as they are; ReLU6 is a Hardtanh."""
@@ -77,6 +77,8 @@ def _write(op: Op, program: Program, root: nn.Module, graph: fx.Graph, sources: 
         if op.signs[0] < 0:
             raise NoBoundRule(f"{op.name}: a difference the other way round can't be written")
         return graph.call_function(call, tuple(sources))
+    if isinstance(op, MaxPool):
+        return graph.call_module(_add(root, label, copy.deepcopy(op.module)), (value,))
     if isinstance(op, Reshape):
         return graph.call_function(torch.reshape, (value, (-1, *program.shapes[op.target])))
     assert isinstance(op, Bend)

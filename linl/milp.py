@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from linl.bounds import Range
-from linl.program import Bend, Conv, Dense, Program, Reshape, Sum, picks
+from linl.program import Bend, Conv, Dense, MaxPool, Program, Reshape, Sum, picks
 
 MARGIN = 1e-6
 """Relative to the unit's range: how near to a bend the solver's answers aren't believed."""
@@ -26,6 +26,10 @@ TOLERANCE = 1e-9
 """Of the solver, for constraints and for 0/1 variables."""
 LARGEST = 50_000_000
 """Numbers of a model; beyond that the question isn't put."""
+
+
+class NoModel(ValueError):  # noqa: N818 - an answer, not a fault
+    """The question isn't put to the solver; the message says why."""
 
 
 @dataclass
@@ -52,12 +56,17 @@ class Model:
         program: the network.
         ranges: sound ranges of the inputs of all activations before this one, by site, and of the box.
         site: the activation whose units are asked about.
+
+    Raises:
+        NoModel: too many numbers, or a max-pool on the way.
     """
 
     def __init__(self, program: Program, box: Range, ranges: dict[int, Range], site: int) -> None:
         self.program, self.box, self.ranges = program, box, ranges
         self.target = program.bends[site].sources[0]
         path = program.upto(self.target)
+        if any(isinstance(op, MaxPool) for op in path):
+            raise NoModel("a max-pool before it")
         self.bends = [op for op in path if isinstance(op, Bend)]
         self.open = {op.target: self._open(op) for op in self.bends}
         inputs = box.lower[0].numel()
@@ -73,7 +82,7 @@ class Model:
         self.count = binaries
         rows = sum(len(units) for units in self.open.values())
         if rows * count > LARGEST:
-            raise MemoryError(f"a model of {rows} × {count} numbers")
+            raise NoModel(f"a model of {rows} × {count} numbers")
         self._build()
 
     def _open(self, op: Bend) -> Tensor:

@@ -124,6 +124,23 @@ class Conv(Op):
 
 
 @dataclass(eq=False)
+class MaxPool(Op):
+    """The largest number of each window; `module` is torch's own, 1-D or 2-D, without ceil_mode."""
+
+    module: nn.Module = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applied to (N, *inputs)."""
+        return self.module(x)
+
+    def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The maxima of (N, *inputs), and for each where it stands among its channel's numbers."""
+        m = self.module
+        pool = F.max_pool1d if isinstance(m, nn.MaxPool1d) else F.max_pool2d
+        return pool(x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, return_indices=True)
+
+
+@dataclass(eq=False)
 class Sum(Op):
     """sign·a + sign·b, or with one source a constant added."""
 
@@ -187,6 +204,8 @@ class Program:
             elif isinstance(op, Sum):
                 digest.update(repr(op.signs).encode())
                 tensors = [op.constant]
+            elif isinstance(op, MaxPool):
+                digest.update(repr(op.module).encode())
             elif isinstance(op, Bend):
                 digest.update(repr((op.pieces.bends, op.pieces.values)).encode())
                 tensors = list(op.pieces.slopes)
@@ -239,7 +258,7 @@ def apply(op: Op, sources: list[Tensor], shape: torch.Size) -> Tensor:
     """One operation on values (N, …)."""
     if isinstance(op, Dense):
         return F.linear(sources[0].flatten(1), op.weight.to(sources[0]), _to(op.bias, sources[0]))
-    if isinstance(op, Conv):
+    if isinstance(op, Conv | MaxPool):
         return op.forward(sources[0])
     if isinstance(op, Sum):
         total = sum(sign * value for sign, value in zip(op.signs, sources, strict=True))
@@ -325,7 +344,8 @@ class _Reading:
         if node not in self.known:
             return  # a size or a number; whoever reads it is refused
         bends = node in self.sites
-        op = self._bend(node) if bends else self._sum(node) or self._affine(node) or self._reshape(node)
+        plain = (self._max_pool, self._sum, self._affine, self._reshape)
+        op = self._bend(node) if bends else next(filter(None, (read(node) for read in plain)), None)
         if op is None:
             raise NoBoundRule(f"no bound is known for {self._told(node)}")
         op.target = self._add(node)
@@ -389,6 +409,14 @@ class _Reading:
         finally:
             self.reader.shared = kept
 
+    def _max_pool(self, node: fx.Node) -> MaxPool | None:
+        module = called(self.traced, node)
+        if type(module) not in (nn.MaxPool1d, nn.MaxPool2d):
+            return None
+        if module.ceil_mode or module.return_indices:
+            raise NoBoundRule(f"no bound is known for {self._told(node)} with ceil_mode or return_indices")
+        return MaxPool((self._source(input_of(node)),), -1, str(node.target), module)
+
     def _sum(self, node: fx.Node) -> Sum | None:
         if node.target not in _SUMS or node.kwargs.get("alpha", 1) != 1 or len(node.args) < 2:
             return None
@@ -433,4 +461,16 @@ def _detached(bias: Tensor | None) -> Tensor | None:
 _DIFFERENCES = {operator.sub, torch.sub, "sub", "sub_", operator.isub}
 _SUMS = {operator.add, torch.add, operator.iadd, "add", "add_"} | _DIFFERENCES
 
-__all__ = ["Bend", "Conv", "Dense", "NoBoundRule", "Op", "Program", "Reshape", "Sum", "UntraceableError", "program"]
+__all__ = [
+    "Bend",
+    "Conv",
+    "Dense",
+    "MaxPool",
+    "NoBoundRule",
+    "Op",
+    "Program",
+    "Reshape",
+    "Sum",
+    "UntraceableError",
+    "program",
+]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from linl.bounds import Pass, Range
 from linl.boxes import Box
-from linl.milp import Model
+from linl.milp import Model, NoModel
 from linl.program import Bend, Program, program
 from linl.states import PROOFS, UNDECIDED, UNSTABLE, Stability
 from linl.witnesses import Witnesses
@@ -301,8 +301,8 @@ class _Funnel:
         try:
             with torch.no_grad():
                 model = Model(self.program, walk.ranges[0], known, op.site)
-        except MemoryError as error:
-            self.state.notes.append(f"{op.name}: too large for the solver ({error})")
+        except NoModel as why:
+            self.state.notes.append(f"{op.name}: not put to the solver ({why})")
             return
         for unit, bend, up in self._questions(op):
             if self.state.codes[op.site][unit] != UNDECIDED:

@@ -45,7 +45,13 @@ def plain_convolutions(act: nn.Module) -> tuple[nn.Module, tuple[int, ...]]:
     return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(10, 7), act, nn.Linear(7, 2)), (1, 7, 5)
 
 
-NETS = {"dense": dense, "residual": residual, "convolutions": plain_convolutions}
+def pooled(act: nn.Module) -> tuple[nn.Module, tuple[int, ...]]:
+    """Max-pools, overlapping and padded, before and after activations."""
+    layers = [nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(3, 2, padding=1), act, nn.Conv2d(4, 5, 3, padding=1), act]
+    return nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(10, 6), act, nn.Linear(6, 2)), (1, 8, 5)
+
+
+NETS = {"dense": dense, "residual": residual, "convolutions": plain_convolutions, "max-pools": pooled}
 
 
 def make(kind: str, activation: str, seed: int = 0) -> tuple[nn.Module, tuple[int, ...]]:

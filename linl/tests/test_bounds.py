@@ -150,7 +150,8 @@ def test_a_clipped_point_is_inside_in_its_own_dtype():
     ("net", "shape", "told"),
     [
         (nn.Sequential(nn.Linear(3, 3), nn.GELU()), (3,), "GELU"),
-        (nn.Sequential(nn.Conv2d(1, 1, 3), nn.MaxPool2d(2)), (1, 8, 8), "MaxPool2d"),
+        (nn.Sequential(nn.Conv2d(1, 1, 3), nn.MaxPool2d(2, ceil_mode=True)), (1, 9, 9), "MaxPool2d"),
+        (nn.Sequential(nn.Conv2d(1, 1, 3), nn.AdaptiveMaxPool2d(2)), (1, 8, 8), "AdaptiveMaxPool2d"),
         (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), (3,), "LayerNorm"),
         (nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")), (1, 8, 8), "reflect"),
     ],
