@@ -155,12 +155,15 @@ class _Funnel:
             (self.box.sample(n // 2, self.generator), "samples"), (self.box.corners(n // 2, self.generator), "corners"),
         ):  # fmt: skip
             self._look(points, source)
+        budget = 4 * n  # of corners in all: a wide convolution has more units than it pays to visit one by one
         for op in self.program.bends:
-            if self.first.exact(op.sources[0]):
-                units = self._undecided(op.site)
+            if self.first.exact(op.sources[0]) and budget > 0:
+                units = self._undecided(op.site)[:budget]
+                budget -= len(units)
                 for some in units.split(max(1, WORK // max(1, self.box.lower.numel()))):
                     _, row = self.first.least(op.sources[0], some, torch.ones(len(some)))
                     self._corners(op.site, some, row)
+                    self.left()
         if images is not None:
             images = self._fitting(images)
             start, size = 0, n
