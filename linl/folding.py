@@ -15,8 +15,9 @@ from linl.chains import Fork, find
 from linl.checking import difference, error, interior_of, one_tensor, values
 from linl.cost import latencies
 from linl.graph import UntraceableError, evaluating, shapes, trace
+from linl.joining import merged
 from linl.operations import Link
-from linl.planning import OBJECTIVES, Step, layers_in, merged, plan
+from linl.planning import OBJECTIVES, Step, layers_in, plan
 from linl.reports import COLUMNS, FoldReport, Place, left_over, row_of, undone
 from linl.timing import built, layer_timer
 from linl.units import units_of
