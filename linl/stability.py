@@ -27,7 +27,7 @@ from linl.witnesses import Witnesses
 METHODS = ("interval", "crown", "exact")
 SAMPLES = 2048  # points and corners by chance that every analysis starts with, for networks of up to …
 RESTARTS = 16  # points by chance that each unit left is attacked from
-WORK = 1 << 26  # … so many numbers in all
+WORK = 1 << 24  # … so many numbers in all
 
 
 def analyse(
