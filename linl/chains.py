@@ -112,7 +112,8 @@ class _Finder:
             self.elements[node] = None
             if node.op.startswith("call") and node in self.known:
                 try:
-                    self.elements[node] = self._fork(node) if _is_sum(node) else self.reader.link(node)
+                    found = self._fork(node) if _is_sum(node) else self.reader.view(node) or self.reader.link(node)
+                    self.elements[node] = found
                 except CannotMerge as reason:
                     self.reasons[node] = str(reason)
         return self.elements[node]

@@ -15,8 +15,9 @@ from linl.chains import Fork, find
 from linl.checking import difference, error, interior_of, one_tensor, values
 from linl.cost import latencies
 from linl.graph import UntraceableError, evaluating, shapes, trace
+from linl.joining import merged
 from linl.operations import Link
-from linl.planning import OBJECTIVES, Step, layers_in, merged, plan
+from linl.planning import OBJECTIVES, Step, layers_in, plan
 from linl.reports import COLUMNS, FoldReport, Place, left_over, row_of, undone
 from linl.timing import built, layer_timer
 from linl.units import units_of
@@ -36,8 +37,9 @@ def fold(
     Args:
         net: in eval mode, without trainable units (`harden` first); left alone.
         example: one input batch (N, ...): sizes, the check and the timing follow it.
-        border: "exact": only what is equal everywhere (where that took a bias map, for inputs of the
-            example's size alone). "interior": also what is wrong near the border; the error is reported.
+        border: "exact": only what is equal everywhere (where that took a bias map or one matrix over the
+            whole image, for inputs of the example's size alone). "interior": also what is wrong near the
+            border; the error is reported.
         objective: what is made small: "latency" (measured on this machine), "parameters", "macs" or
             "depth". A fold never raises it.
         check: compare every merged run with the original in float64 and, where the objective is latency,

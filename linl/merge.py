@@ -63,7 +63,8 @@ def compose(first: Geometry, second: Geometry, size: Size | None = None, border:
         border: "exact", or "interior" for a merge that may be wrong where second pads.
 
     Raises:
-        CannotMerge: channels or dimensions that don't meet; under "exact", a border that no single layer has.
+        CannotMerge: channels or dimensions that don't meet; more cut off than there is; under "exact", a border
+            that no single layer has.
     """
     if first.outputs != second.inputs:
         raise CannotMerge(f"{first.outputs} outputs meet {second.inputs} inputs")
@@ -87,12 +88,20 @@ def compose(first: Geometry, second: Geometry, size: Size | None = None, border:
     )
     if first.mode != "zeros" and any(low != high or low < 0 for low, high in padding):
         raise CannotMerge(f"{first.mode} padding, more on one side")
+    _refuse_lost(padding, size)
     return Geometry(
         first.inputs, second.outputs, tuple(kernel),
         tuple(a * b for a, b in zip(first.stride, second.stride, strict=True)), padding, tuple(dilation),
         math.gcd(first.groups, second.groups), _bias_after(first, second, size, border),
         _stays_uniform(first, second), first.mode,
     )  # fmt: skip
+
+
+def _refuse_lost(padding: Padding, size: Size | None) -> None:
+    """Cutting off more than there is, because padding of another layer comes first: torch can't."""
+    for n, pair in zip(size or (), padding, strict=bool(size)):
+        if min(pair) < -n:
+            raise CannotMerge(f"one layer would cut {-min(pair)} of {n} positions off")
 
 
 def _border_trouble(first: Geometry, second: Geometry, size: Size | None) -> str:
@@ -257,7 +266,8 @@ def compose_sum(parts: Sequence[Geometry], size: Size) -> Geometry:
     """The geometry of Σ part(x) as one layer, for parts that read the same x of `size`.
 
     Raises:
-        CannotMerge: parts of different strides or channels, or with a padding that isn't zeros.
+        CannotMerge: parts of different strides or channels, or with a padding that isn't zeros; more cut off
+            than there is.
     """
     one = parts[0]
     if len(parts) == 1:
@@ -280,6 +290,7 @@ def compose_sum(parts: Sequence[Geometry], size: Size) -> Geometry:
         kernel.append(reach // step + 1)
         padding.append((low, fits[0] if fits else needed))
         dilation.append(step)
+    _refuse_lost(tuple(padding), size)
     kinds = {part.bias for part in parts}
     bias = "map" if "map" in kinds else "channel" if "channel" in kinds else "none"
     groups = math.gcd(*(part.groups for part in parts))

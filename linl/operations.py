@@ -61,6 +61,11 @@ class Link:
         """Its calls that read the source."""
         return {self.nodes[0]}
 
+    @property
+    def reshapes(self) -> bool:
+        """Whether it only turns the positions of an image into features."""
+        return self.kind == "copy" and self.flat and math.prod(self.size) > 1
+
 
 class Reader:
     """The calls of one network, read as layers."""
@@ -114,7 +119,8 @@ class Reader:
         padding = _module_padding(module, size)
         if module.padding_mode != "zeros" and any(low != high for low, high in padding):
             raise CannotMerge(f"{module.padding_mode} padding, more on one side")
-        options = (module.stride, padding, module.dilation, module.groups, module.padding_mode)
+        mode = module.padding_mode if any(side for pair in padding for side in pair) else "zeros"
+        options = (module.stride, padding, module.dilation, module.groups, mode)
         geometry = affine.conv_geometry(tuple(module.weight.shape), module.bias is not None, *options)
         return Link([node], geometry, size, lambda: affine.conv(module.weight, module.bias, *options))
 
@@ -249,6 +255,19 @@ class Reader:
             [node], affine.copy_geometry(channels, one, none), one, lambda: affine.copy(channels, one, none), "copy",
             flat=True,
         )  # fmt: skip
+
+    def view(self, node: fx.Node) -> Link | None:
+        """Flattening an image of many positions, where no dense layer's link takes it in."""
+        image = self._image_before(node)
+        if image is None or len(node.users) != 1 or math.prod(self.known[image][2:]) == 1:
+            return None
+        (reader,) = node.users
+        if reader.op == "call_module" and isinstance(self.modules[reader.target], nn.Linear):
+            return None
+        features, (channels, *size) = self.known[node][1], self.known[image][1:]
+        geometry = affine.over_image(Geometry(features, features, bias="none"), channels, tuple(size))
+        made = lambda: affine.as_image_layer(affine.dense(torch.eye(features, dtype=torch.float64)), channels, size)  # noqa: E731
+        return Link([node], geometry, tuple(size), made, "copy", flat=True)
 
     def _image_before(self, node: fx.Node) -> fx.Node | None:
         """The image (N, C, *size) that a node flattens to (N, C·size); None if it does something else."""

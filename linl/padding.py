@@ -44,7 +44,7 @@ def pad_first(net: nn.Module, example: Tensor, objective: str = "depth") -> nn.M
         timer = layer_timer(len(example), next(net.parameters(), example)) if objective == "latency" else None
         edit = _Edit(traced)
         for chain in find(plain, known).chains:
-            for step in joined(plan(chain.links, objective, "interior", timer)):
+            for step in joined(plan(chain.links, objective, "interior", timer, matrix=False)):
                 if layers_in(step.links) > 1:
                     none = ((0, 0),) * len(step.size)
                     _move(edit, step.links, none)

@@ -8,15 +8,13 @@ looked up, or measured on this machine, instead of a learned importance.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from linl import affine
-from linl import merge as algebra
-from linl.affine import Affine, CannotMerge, Geometry, Size
+from linl.affine import Geometry, Size
 from linl.chains import Fork
+from linl.joining import Joint, identity_of
 from linl.operations import Link
 
 
@@ -72,93 +70,6 @@ class Step:
         return bool(self.size) and any(link.flat for link in self.links)
 
 
-# --- what a run of links is as one layer -----------------------------------------------------------
-
-
-def geometry_of(links: Sequence[Link | Fork], border: str) -> Geometry:
-    """The geometry of consecutive links as one layer.
-
-    Raises:
-        CannotMerge: there is no such layer, under this border.
-    """
-    total = _own_geometry(links[0], border)
-    for link in links[1:]:
-        total = _extended(total, link, links[0].size, border)
-    return total
-
-
-def _extended(total: Geometry, link: Link | Fork, size: Size, border: str) -> Geometry:
-    """A run's geometry with one more link behind it."""
-    total = algebra.compose(total, _met(_own_geometry(link, border), total), size, border)
-    if link.flat and total.mode != "zeros" and total.padded:
-        raise CannotMerge(f"{total.mode} padding before a dense layer")
-    return total
-
-
-def _own_geometry(link: Link | Fork, border: str) -> Geometry:
-    if isinstance(link, Link):
-        return link.geometry
-    parts = [geometry_of(branch, border) if branch else _identity(link) for branch in link.branches]
-    return algebra.compose_sum(parts, link.size)
-
-
-def _identity(fork: Fork) -> Geometry:
-    dims = len(fork.size)
-    return affine.copy_geometry(fork.channels, (1,) * dims, ((0, 0),) * dims)
-
-
-def _met(geometry: Geometry, before: Geometry) -> Geometry:
-    """A layer of features behind an image of one position."""
-    return affine.lifted(geometry, before.dims) if geometry.dims == 0 < before.dims else geometry
-
-
-def merged(links: Sequence[Link | Fork], border: str) -> Affine:
-    """The links as one layer, in float64, multiplied in the order that costs least (a matrix chain)."""
-    geometries = [_own_geometry(link, border) for link in links]
-    geometries = [geometries[0], *(_met(g, geometries[0]) for g in geometries[1:])]
-    sizes = [link.size or (1,) * geometries[0].dims for link in links]
-    count = len(links)
-    whole = {(i, i): g for i, g in enumerate(geometries)}
-    work, cut = {(i, i): 0 for i in range(count)}, {}
-    for length in range(1, count):
-        for i in range(count - length):
-            j = i + length
-            ways = sorted(
-                (work[i, k] + work[k + 1, j] + algebra.multiplications(whole[i, k], whole[k + 1, j]), k)
-                for k in range(i, j)
-                if (i, k) in whole and (k + 1, j) in whole
-            )
-            for cost, k in ways:
-                # some layers merge only with what is before them: a padding behind a convolution padded to the full
-                with contextlib.suppress(CannotMerge):
-                    whole[i, j] = algebra.compose(whole[i, k], whole[k + 1, j], sizes[i], border)
-                    work[i, j], cut[i, j] = cost, k
-                    break
-
-    def build(i: int, j: int) -> Affine:
-        if i == j:
-            layer = _own_layer(links[i], border)
-            lift = layer.geometry.dims == 0 < geometries[0].dims
-            return affine.as_lifted(layer, geometries[0].dims) if lift else layer
-        k = cut[i, j]
-        return algebra.merge(build(i, k), build(k + 1, j), sizes[i], border)
-
-    return build(0, count - 1)
-
-
-def _own_layer(link: Link | Fork, border: str) -> Affine:
-    if isinstance(link, Link):
-        return link.layer()
-    parts = []
-    for branch, sign in zip(link.branches, link.signs, strict=True):
-        dims = len(link.size)
-        part = merged(branch, border) if branch else affine.copy(link.channels, (1,) * dims, ((0, 0),) * dims)
-        if sign < 0:
-            part = replace(part, weight=-part.weight, bias=None if part.bias is None else -part.bias)
-        parts.append(part)
-    return algebra.merge_sum(parts, link.size)
-
-
 # --- costs -----------------------------------------------------------------------------------------
 
 
@@ -194,6 +105,7 @@ def plan(
     timer: Timer | None = None,
     most: int | None = None,
     time_all: bool = False,
+    matrix: bool = True,
 ) -> list[Step]:
     """The cheapest way to write consecutive links as layers.
 
@@ -203,21 +115,23 @@ def plan(
         border: "exact" or "interior".
         most: at most so many convolutions and dense layers become one: 1 only takes BatchNorms in.
         time_all: time even where there is nothing to choose.
+        matrix: whether layers that pad may become one dense matrix over the whole image.
 
     Returns: steps in order, together all links.
     """
     price = OBJECTIVES[objective]
     choice = time_all or (layers_in(links) > 1 and most != 1)
     timer = timer if objective == "latency" and choice else None
-    kept = [_kept(link, objective, border, timer, most) for link in links]
-    joint = _joint_geometries(links, border)
+    kept = [_kept(link, objective, border, timer, most, matrix) for link in links]
+    joint = Joint(links, border, matrix).ways
     best: list[tuple] = [((), 0, Cost(), [])]  # price, steps, cost, steps of the cheapest plan for the first j links
     for j in range(1, len(links) + 1):
         ways = []
         for i in range(j):
             candidates = [kept[j - 1]] if i == j - 1 else []
-            if (i, j) in joint and (most is None or layers_in(links[i:j]) <= most):
-                candidates.append(_joined(links[i:j], kept[i:j], joint[i, j], timer))
+            new = (i, j) in joint and (j > i + 1 or isinstance(links[i], Fork))
+            if new and (most is None or layers_in(links[i:j]) <= most):
+                candidates.append(_joined(links[i:j], kept[i:j], joint[i, j].geometry, timer))
             for candidate in filter(None, candidates):
                 total = best[i][2] + candidate.after
                 steps = [*best[i][3], candidate]
@@ -231,22 +145,6 @@ def calls(step: Step) -> int:
     return 1 + sum(calls(inner) for branch in step.branches or [] for inner in branch)
 
 
-def _joint_geometries(links: Sequence[Link | Fork], border: str) -> dict[tuple[int, int], Geometry]:
-    """(i, j) to the geometry of links i … j−1 as one layer, where there is one and it is new."""
-    found = {}
-    for i, link in enumerate(links):
-        try:
-            total = _own_geometry(link, border)
-            if isinstance(link, Fork):
-                found[i, i + 1] = total
-            for j in range(i + 1, len(links)):
-                total = _extended(total, links[j], links[i].size, border)
-                found[i, j + 1] = total
-        except CannotMerge:
-            continue  # nor can anything longer that starts here
-    return found
-
-
 def layers_in(links: Sequence[Link | Fork]) -> int:
     """Convolutions and dense layers among the links and inside their forks."""
     count = 0
@@ -255,11 +153,14 @@ def layers_in(links: Sequence[Link | Fork]) -> int:
     return count
 
 
-def _kept(link: Link | Fork, objective: str, border: str, timer: Timer | None, most: int | None) -> Step:
+def _kept(
+    link: Link | Fork, objective: str, border: str, timer: Timer | None, most: int | None, matrix: bool = True
+) -> Step:
     if isinstance(link, Fork):
-        branches = [plan(branch, objective, border, timer, most) if branch else [] for branch in link.branches]
+        options = (objective, border, timer, most, False, matrix)
+        branches = [plan(branch, *options) if branch else [] for branch in link.branches]
         steps = [step for branch in branches for step in branch]
-        add = Cost() if timer is None else Cost(ms=timer(_identity(link), link.out, "add", False))
+        add = Cost() if timer is None else Cost(ms=timer(identity_of(link), link.out, "add", False))
         before, after = (sum((getattr(step, when) for step in steps), add) for when in ("before", "after"))
         return Step([link], None, before, after, branches)
     cost = cost_of(link.geometry, link.size, link.kind, link.flat)

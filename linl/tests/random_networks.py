@@ -123,16 +123,19 @@ class _Builder:
 
     def attempt(self, kind: Callable, x: Tensor, *rules) -> tuple[list[Piece], Tensor] | None:
         """Pieces of a kind and their value; None where they don't fit."""
-        before = self.come, self.inner
+        come = self.come, self.inner
         try:
             pieces = kind(x, *rules) if kind == self.residual else kind(x)
             pieces = pieces if isinstance(pieces, list) else [pieces]
-            y = run(pieces, x)
+            y = x
+            for piece in pieces:
+                before, y = y, run([piece], y)
+                piece.single = math.prod(y.shape[2:]) == 1 and not _flattened(before, y)
             if y.numel() and y.shape[1] <= 12 and (y.ndim < 3 or True not in rules or min(y.shape[2:]) > 1):
                 return pieces, y
         except (_Unfit, RuntimeError, ValueError):  # torch: a kernel larger than the image, and the like
             pass
-        self.come, self.inner = before
+        self.come, self.inner = come
         return None
 
     def kinds(self, x: Tensor, nesting: int, linear: bool) -> dict[Callable, float]:
@@ -366,12 +369,10 @@ class _Builder:
         row = [Piece(Call(f"x.mean({axes})", lambda x: x.mean(axes)))] if way == "mean" else [Piece(flat)]
         if way == "pool":
             row.insert(0, Piece(pooled))
-        if self.come == MIRRORED:  # a dense layer behind mirrors is refused by name: no number is promised
-            row = self.bend(x) + row
         value = run(row, x)
         if way == "bent":
             row += self.bend(value)
-        elif self.wild and self.chance(0.3):
+        elif self.chance(0.3):
             row.append(self.norm(value))
         if way in ("flatten", "bent"):
             row += [self.nothing(value), self.dense(value)]
@@ -385,6 +386,11 @@ class _Builder:
 
     def odd(self, x: Tensor) -> Piece:
         return Piece(self.rng.choice(odd_layers(x.shape, lambda: self.square(x))))
+
+
+def _flattened(x: Tensor, y: Tensor) -> bool:
+    """Whether many positions became features: nothing reads them at once yet."""
+    return y.ndim == 2 < x.ndim and y.numel() == x.numel() and math.prod(x.shape[2:]) > 1
 
 
 def main(arguments: Sequence[str]) -> int:

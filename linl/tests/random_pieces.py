@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -181,20 +182,23 @@ class Piece:
         module: what it computes.
         layers: convolutions and dense layers in it, where a linear run goes through; None where runs end.
         stays: layers that the best fold leaves in a piece where runs end.
-        begins: a run begins here whatever is before it.
+        begins: a run begins here whatever is before it,
+        single: unless all of it is read at one position, as this piece's value is: then it is one matrix.
     """
 
     module: nn.Module
     layers: int | None = 0
     stays: int = 0
     begins: bool = False
+    single: bool = False
 
 
 def left(pieces: Sequence[Piece]) -> int:
     """Layers that the best fold leaves: one for each maximal linear run with a layer in it, and all that stays."""
     total = run = 0
-    for piece in pieces:
-        if piece.layers is None or piece.begins:
+    for i, piece in enumerate(pieces):
+        behind = itertools.takewhile(lambda other: other.layers is not None, pieces[i:])
+        if piece.layers is None or (piece.begins and not any(other.single for other in behind)):
             total, run = total + min(run, 1) + piece.stays, 0
         run += piece.layers or 0
     return total + min(run, 1)

@@ -289,6 +289,9 @@ def test_what_is_left_is_counted_from_the_pieces():
     assert left([layer, bend, nothing, bend, layer, layer]) == 2
     assert left([layer, twice, nothing, layer]) == 4 and left([nothing, reflect, layer]) == 1
     assert left([layer, reflect, layer]) == 2
+    last = Piece(nn.Identity(), 1, single=True)
+    assert left([layer, reflect, last]) == left([layer, reflect, nothing, last, layer]) == 1
+    assert left([layer, reflect, bend, last]) == 3 and left([last, reflect, layer]) == 2
 
 
 # --- a check that can't fail is no check -------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import linl
-from linl import folding, planning
+from linl import folding, joining, planning
 from linl.chains import find
 from linl.folding import prepared
 from linl.tests.test_folding import shaken
@@ -44,7 +44,7 @@ def test_the_plan_is_the_best_of_all_cuts(objective, seed):
             return planning._kept(part[0], objective, "exact", None, None).after
         if not planning.layers_in(part):
             return None
-        return planning.joint_cost(part, planning.geometry_of(part, "exact"))
+        return planning.joint_cost(part, joining.geometry_of(part, "exact"))
 
     best = None
     for count in range(len(links)):
