@@ -105,8 +105,9 @@ class Witnesses:
             self.source[site][units] = source
             return
         pair = torch.stack([self.low[site][units], self.high[site][units]]).long()
-        pieces = self.pieces_at(self.points[pair.flatten()])[site].view(2, len(units), -1)
-        here = pieces[:, torch.arange(len(units)), units]
+        points, back = pair.unique(return_inverse=True)  # many units share a point
+        pieces = self.pieces_at(self.points[points])[site]
+        here = pieces[back, units]
         self.source[site][units[here[0] != here[1]]] = source
         same = units[here[0] == here[1]]  # both in a middle piece: keep looking for either
         self.low[site][same] = self.high[site][same] = -1
