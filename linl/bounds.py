@@ -262,7 +262,7 @@ class Pass:
         share = {op.target: self._first_share(op, len(units)).requires_grad_() for op in bends}
         best = torch.full((len(units),), -torch.inf, dtype=self.dtype)
         kept = {target: t.detach().float() for target, t in share.items()}
-        optimizer = torch.optim.Adam(list(share.values()), lr=rate) if share else None
+        steady = {target: (torch.zeros_like(t), torch.zeros_like(t)) for target, t in share.items()}
         for step in range(steps + 1):
             with torch.enable_grad():
                 # what is kept is rounded to float32, so that is what is used
@@ -273,14 +273,12 @@ class Pass:
             best = torch.where(better, bound[0].detach(), best)
             for target, t in share.items():
                 kept[target][better] = t.detach().float()[better]
-            if optimizer is None or step == steps or bool((best >= 0).all()):
+            if not share or step == steps or bool((best >= 0).all()):
                 break
-            optimizer.zero_grad()
-            (-bound.sum()).backward()
-            optimizer.step()
-            with torch.no_grad():
-                for t in share.values():
-                    t.clamp_(0, 1)
+            slopes = torch.autograd.grad(bound.sum(), list(share.values()), allow_unused=True)
+            for (target, t), slope in zip(share.items(), slopes, strict=True):
+                if slope is not None:
+                    _ascend_(t, slope, *steady[target], step + 1, rate)
         self.choose({})
         return best, kept
 
@@ -406,6 +404,15 @@ class Pass:
             below = self.chosen[op.target]
             low = op.pieces.line_below(below, known.lower[:, None], known.upper[:, None])
         return below, low, above, high
+
+
+@torch.no_grad()
+def _ascend_(value: Tensor, slope: Tensor, mean: Tensor, square: Tensor, step: int, rate: float) -> None:
+    """One step of Adam within [0, 1]; torch's own costs three seconds of imports at its first use."""
+    mean.lerp_(slope, 0.1)
+    square.lerp_(slope.square(), 0.001)
+    value += rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+    value.clamp_(0, 1)
 
 
 def _dot(rows: Tensor, values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from linl.program import Bend, program
 from linl.states import PROOFS, UNDECIDED, UNSTABLE, Stability
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CheckedStability:
     """What became of a state's claims.
 
@@ -36,6 +36,9 @@ class CheckedStability:
     @property
     def complete(self) -> bool:
         return self.ok and not self.table["solver"].any()
+
+    def __repr__(self) -> str:
+        return self.table.to_string(index=False)
 
     def _repr_html_(self) -> str:
         return shown(self.table)

@@ -71,7 +71,7 @@ def compress(net: nn.Module, state: Stability, objective: str = "parameters") ->
         made = emit_constant(constant, wide, name)
     else:
         made = fold(emit(work.program, wide, name), state.box.center, objective=objective)
-    made.to(device=like.device, dtype=like.dtype)
+    made.to(device=like.device, dtype=like.dtype).requires_grad_(like.requires_grad)
     made.compress_report = CompressReport(pd.DataFrame(work.rows))
     return made
 

@@ -95,6 +95,18 @@ class Stability:
             rows.append({"layer": name, "units": len(self.codes[site]), **counts, **rest})
         return pd.DataFrame(rows).fillna(0).convert_dtypes()
 
+    def witness(self, layer: str, unit: int) -> Tensor | None:
+        """The two inputs that show a unit in a lower and in a higher piece, (2, *shape); None while there are none.
+
+        Raises:
+            ValueError: no such layer.
+        """
+        if layer not in self.names:
+            raise ValueError(f"no activation {layer!r}: choose from {', '.join(self.names)}")
+        site = self.names.index(layer)
+        pair = [int(side[site][unit]) for side in (self.witnesses.low, self.witnesses.high)]
+        return self.witnesses.points[pair] if min(pair) >= 0 else None
+
     @property
     def decided(self) -> bool:
         """Whether no unit is undecided."""
