@@ -183,7 +183,7 @@ class Pass:
             made = Range(first.lower.reshape(-1, *shape), first.upper.reshape(-1, *shape))
             return made, torch.zeros_like(made.lower)
         lower, upper = op.pieces.range(first.lower, first.upper)
-        slack = 8 * eps * op.pieces.largest_slope(lower) * first.largest
+        slack = 8 * eps * (op.pieces.largest_slope(lower) * (first.largest + op.pieces.offset) + op.pieces.offset)
         return Range(lower - slack, upper + slack), torch.zeros_like(slack)  # the lines bring their own
 
     # --- backward --------------------------------------------------------------------------------
@@ -227,9 +227,9 @@ class Pass:
         path = self.program.upto(value)
         like = self.ranges[0].lower
         signs = signs.to(like)
-        last = self.weights[path[-1].target]
-        shaped = signs.view(-1, *[1] * len(self.program.shapes[last.sources[0]]))
+        last = self.weights[path[-1].target] if path else None  # no layer: units of the input itself
         if isinstance(last, Dense | Conv):  # the rows' way through the last layer is its weights
+            shaped = signs.view(-1, *[1] * len(self.program.shapes[last.sources[0]]))
             rows = {last.sources[0]: (last.first(units, like) * shaped)[None]}
             low, row = self.lowest(rows, path[:-1])
             if last.bias is not None:
