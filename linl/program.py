@@ -447,7 +447,7 @@ class _Reading:
         if type(module) not in (nn.Flatten, nn.Unflatten) and node.target not in views:
             return None
         source = input_of(node)
-        if source not in self.values or self.known[node][0] != self.known[source][0]:
+        if source not in self.values or self.known[node][0] != self.known[source][0] or len(self.known[node]) < 2:
             return None
         return Reshape((self._source(source),), -1, node.name)
 
