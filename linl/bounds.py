@@ -187,7 +187,7 @@ class Pass:
             made = Range(op.forward(first.lower), op.forward(first.upper))
             return made, torch.zeros_like(made.lower)
         lower, upper = op.pieces.range(first.lower, first.upper)
-        slack = 8 * eps * op.pieces.largest_slope(lower) * first.largest
+        slack = 8 * eps * (op.pieces.largest_slope(lower) * (first.largest + op.pieces.offset) + op.pieces.offset)
         return Range(lower - slack, upper + slack), torch.zeros_like(slack)  # the lines bring their own
 
     # --- backward --------------------------------------------------------------------------------
@@ -231,9 +231,9 @@ class Pass:
         path = self.program.upto(value)
         like = self.ranges[0].lower
         signs = signs.to(like)
-        last = self.weights[path[-1].target]
-        shaped = signs.view(-1, *[1] * len(self.program.shapes[last.sources[0]]))
+        last = self.weights[path[-1].target] if path else None  # no layer: units of the input itself
         if isinstance(last, Dense | Conv):  # the rows' way through the last layer is its weights
+            shaped = signs.view(-1, *[1] * len(self.program.shapes[last.sources[0]]))
             rows = {last.sources[0]: (last.first(units, like) * shaped)[None]}
             low, row = self.lowest(rows, path[:-1])
             if last.bias is not None:
@@ -312,24 +312,30 @@ class Pass:
         Returns: (boxes, n), and the row over the input.
         """
         total: Tensor | float = 0.0
+        size: Tensor | float = 0.0  # of all that is summed: the sum itself is rounded, too
         like = next(iter(rows.values()))
         for op in reversed(path):
             here = rows.pop(op.target, None)
             if here is None:
                 continue
             op = self.weights[op.target]
-            total = total - _dot(here.abs(), self.slack[op.target])
+            lost = _dot(here.abs(), self.slack[op.target])
+            total, size = total - lost, size + lost
             for source, sign, back, constant in self._back(op, here):
-                total = total + constant
+                total, size = total + constant, size + abs(constant)
                 back = back if sign > 0 else -back
-                rows[source] = rows[source] + back if source in rows else back
+                if source in rows:
+                    back = rows[source] + back
+                    total = total - self.eps * _dot(back.abs(), self.ranges[source].largest)
+                rows[source] = back
         left = rows.get(0)
         if left is None:  # nothing of the input is left: a constant
             left = like.new_zeros(1, like.shape[1], *self.program.shapes[0])
         center, radius, largest = _ball(self.ranges[0])
         terms = (center[0].numel() + 8) * self.eps
-        size = left.abs()
-        bound = total + _dot(left, center) - _dot(size, radius) - terms * _dot(size, largest + radius)
+        at, around = _dot(left, center), _dot(left.abs(), radius)
+        bound = total + at - around - terms * _dot(left.abs(), largest + radius)
+        bound = bound - 4 * (len(path) + 2) * self.eps * (size + at.abs() + around)
         return bound.expand(len(center), like.shape[1]), left
 
     def _back(self, op: Op, here: Tensor):

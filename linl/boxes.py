@@ -30,7 +30,8 @@ class Box:
         Raises:
             ValueError: shapes that differ, lower above upper, or a corner that is no finite number.
         """
-        lower, upper = (torch.as_tensor(t).detach().to("cpu", torch.float64) for t in (lower, upper))
+        # copies: a corner changed elsewhere later, or both corners one tensor, must not matter
+        lower, upper = (torch.as_tensor(t, dtype=torch.float64).detach().cpu().clone() for t in (lower, upper))
         if lower.shape != upper.shape:
             raise ValueError(f"lower has shape {tuple(lower.shape)}, upper {tuple(upper.shape)}: give both the same")
         for name, corner in (("lower", lower), ("upper", upper)):
@@ -57,7 +58,8 @@ class Box:
         if mean is None and std is None:
             return cls(lower, upper)
         channels = lower.shape[0]
-        numbers = [torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in (mean or 0.0, std or 1.0)]
+        given = (0.0 if mean is None else mean, 1.0 if std is None else std)
+        numbers = [torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in given]
         for name, given in zip(("mean", "std"), numbers, strict=True):
             if len(given) not in (1, channels):
                 raise ValueError(f"{name} has {len(given)} numbers, the images {channels} channels")
@@ -81,7 +83,7 @@ class Box:
         """
         if not eps >= 0:
             raise ValueError(f"eps = {eps}: must be at least 0")
-        x = torch.as_tensor(x).detach().to("cpu", torch.float64)
+        x = torch.as_tensor(x, dtype=torch.float64).detach().cpu()
         box = cls(x - eps, x + eps, batch=batch)
         return box if within is None else box & within
 
@@ -128,7 +130,7 @@ class Box:
         return inside
 
     def clip(self, x: Tensor) -> Tensor:
-        """Inputs (N, *shape) moved into the (one) box, in x's dtype and yet inside."""
+        """Inputs (N, *shape) moved into the (one) box, in x's dtype and yet inside where a number of that dtype is."""
         lower, upper = self.lower[0].to(x), self.upper[0].to(x)
         if x.dtype != torch.float64:  # the corners rounded inwards
             inf = torch.full_like(lower, torch.inf)

@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from linl.bounds import Pass, Range
 from linl.checking import shown
-from linl.program import Bend, program
+from linl.program import Bend, Program, program
 from linl.states import PROOFS, UNDECIDED, UNSTABLE, Stability
+
+COLUMNS = (
+    "layer", "stable", "bound", "solver", "not_proved", "unstable", "witness", "not_shown", "undecided",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,17 +52,18 @@ def verify_stability(net: nn.Module, state: Stability) -> CheckedStability:
     """Checks every claim of a state again: stable units by linear bounds, unstable ones by evaluating their witnesses.
 
     Nothing of the state is trusted but what the solver alone has proved (those units are counted apart), on which
-    later layers' bounds may rest.
+    later layers' bounds may rest. The state's own `lower` and `upper` are not read, nor checked.
 
     Args:
         net: the network, in eval mode.
         state: from `analyse`, or loaded.
 
     Raises:
-        ValueError: the state of another network.
+        ValueError: the state of another network, or with codes that no state has.
     """
     read = program(net, state.box.shape)
     state.refuse_other(read.fingerprint())
+    _refuse_codes(read, state)
     seen = state.witnesses.copy(read)
     pieces = seen.pieces_at(seen.points) if len(seen.points) else None
     walk, rows = Pass(read, state.box), {}
@@ -68,7 +73,16 @@ def verify_stability(net: nn.Module, state: Stability) -> CheckedStability:
             rows[op.site] = _row(op, state, again, _shown_again(op, state, pieces))
         with torch.no_grad():
             walk.step(op)
-    return CheckedStability(pd.DataFrame([rows[site] for site in sorted(rows)]))
+    return CheckedStability(pd.DataFrame([rows[site] for site in sorted(rows)], columns=COLUMNS))
+
+
+def _refuse_codes(read: Program, state: Stability) -> None:
+    for op in read.bends:
+        codes = state.codes[op.site]
+        if codes.shape != (read.shapes[op.sources[0]].numel(),):
+            raise ValueError(f"the state has {codes.numel()} units of {op.name}: analyse the network anew")
+        if ((codes < UNDECIDED) | (codes >= len(op.pieces.slopes))).any():
+            raise ValueError(f"the state has codes of {op.name} that no unit can have: analyse the network anew")
 
 
 def _proved_again(walk: Pass, op: Bend, state: Stability) -> Tensor:

@@ -27,7 +27,7 @@ from linl.states import Stability
 from linl.units import FixedTwoSlope, LiNLU, PartialLinear
 
 RANK = 1e-12
-"""Relative to the largest: from how small a pivot on a row counts as dependent on those before it."""
+"""Of rows of norm 1: from how small a pivot on, relative to the largest, a row counts as dependent on others."""
 
 
 @dataclass(frozen=True)
@@ -108,16 +108,17 @@ class _Work:
             fixed = [known.get(s) for s in op.sources]
             if isinstance(op, Dense) and op.weight.shape[1] == 0:
                 known[op.target] = torch.zeros(len(op.weight), dtype=torch.float64) if op.bias is None else op.bias
+            elif isinstance(op, Conv) and op.layer.geometry.inputs == 0:  # torch's convolutions refuse no channels
+                zero = torch.zeros(op.outputs, dtype=torch.float64)
+                known[op.target] = zero if op.bias is None else zero + op.bias
             elif all(value is not None for value in fixed) and fixed:
                 known[op.target] = apply(op, [value[None] for value in fixed], self.program.shapes[op.target])[0]
             elif isinstance(op, Sum) and any(value is not None for value in fixed):
                 (i, value), (j, _) = sorted(enumerate(fixed), key=lambda pair: pair[1] is None)
                 made = replace(op, sources=(op.sources[j],), signs=(op.signs[j],), constant=op.signs[i] * value)
                 self._replace(op, made)
-            elif isinstance(op, Conv) and op.layer.geometry.inputs == 0:
-                zero = torch.zeros(op.outputs, dtype=torch.float64)
-                known[op.target] = zero if op.bias is None else zero + op.bias
-        self.program.ops = [op for op in self.program.ops if op.target not in known]
+        if self.program.output not in known:  # what only fed constants goes as well
+            self.program.ops = self.program.upto(self.program.output)
         return known.get(self.program.output)
 
     # --- a form in which units can be taken out ----------------------------------------------------
@@ -216,7 +217,7 @@ class _Work:
         found = []
         for reader in self.program.readers(value):
             path: list[Op] = [reader]
-            while isinstance(path[-1], Reshape | MaxPool) or (isinstance(path[-1], Conv) and _keeps_zero(path[-1])):
+            while self._passes(path[-1]):
                 following = self.program.readers(path[-1].target)
                 if len(following) != 1 or path[-1].target == self.program.output:
                     return None
@@ -226,6 +227,14 @@ class _Work:
                 return None
             found.append((last, path))
         return found
+
+    def _passes(self, op: Op) -> bool:
+        """Whether channels go through an operation one by one, zeros staying zeros."""
+        return self._flattens(op) or isinstance(op, MaxPool) or (isinstance(op, Conv) and _keeps_zero(op))
+
+    def _flattens(self, op: Op) -> bool:
+        """A reshaping after which each channel's numbers are still in one row; others mix channels."""
+        return isinstance(op, Reshape) and len(self.program.shapes[op.target]) == 1
 
     def _merge_lines(self, op: Bend, before: Dense, after: list[Dense], codes: Tensor, gone: Tensor) -> Tensor:
         """Straight-line units that depend on others: the readers take over their part. Returns them, bool."""
@@ -258,8 +267,8 @@ class _Work:
         if isinstance(module, nn.PReLU) and module.num_parameters > 1:
             module = nn.PReLU(max(1, len(stay)), dtype=torch.float64)
             module.weight.data = op.module.weight.detach().double()[stay]
-            slopes = tuple(s[stay] if s.ndim else s for s in pieces.slopes)
-            pieces = Pieces(pieces.bends, pieces.values, slopes)
+        slopes = tuple(s[stay] if s.ndim else s for s in pieces.slopes)
+        pieces = Pieces(pieces.bends, pieces.values, slopes)
         self._replace(op, replace(op, module=module, pieces=pieces))
         self._shrink_value(op.target, stay)
         for reader in {id(path[0]): path for path in paths}.values():
@@ -330,6 +339,9 @@ def _independent(rows: Tensor) -> tuple[Tensor, Tensor]:
         return everything
     from scipy.linalg import qr
 
+    # each row over its own norm: a row of 1e-14 may matter as much as one of 1 to a reader with weights of 1e14
+    norms = rows.norm(dim=1, keepdim=True)
+    rows = rows / torch.where(norms > 0, norms, 1)
     _, r, order = qr(rows.numpy().T, mode="economic", pivoting=True)
     pivots = torch.from_numpy(abs(r.diagonal()).copy())
     rank = int((pivots > RANK * max(1e-300, pivots[0].item())).sum())
@@ -338,7 +350,8 @@ def _independent(rows: Tensor) -> tuple[Tensor, Tensor]:
     kept = torch.from_numpy(order[:rank].copy()).long()
     coefficients = torch.linalg.lstsq(rows[kept].T, rows.T, driver="gelsd").solution.T
     error = (coefficients @ rows[kept] - rows).abs().max()
-    sure = error <= 1e-13 * rows.abs().max() * max(rows.shape) and coefficients.abs().max() < 1e3
+    sure = error <= 1e-13 * max(rows.shape) and (coefficients.abs() < 1e3).all()
+    coefficients = coefficients * norms / norms[kept].T
     return (kept, coefficients) if sure else everything
 
 

@@ -83,7 +83,10 @@ def _write(op: Op, program: Program, root: nn.Module, graph: fx.Graph, sources: 
         return graph.call_function(torch.reshape, (value, (-1, *program.shapes[op.target])))
     assert isinstance(op, Bend)
     if isinstance(op.module, PLAIN):
-        return graph.call_module(_add(root, label, op.module), (value,))
+        module = copy.deepcopy(op.module)
+        if getattr(module, "inplace", False):
+            module.inplace = False  # where an activation before it went, its input may have other readers now
+        return graph.call_module(_add(root, label, module), (value,))
     return _spelled(op, root, graph, value, label)
 
 

@@ -285,7 +285,7 @@ def activation_sites(traced: fx.GraphModule) -> list[Site]:
             trouble = f"{_where(node)} is no activation that a unit can stand in for"
         elif node.op.startswith("call") and _is_relu_clamp(node):
             site = Site(node, _where(node), nn.ReLU())
-        if site and not trouble and _in_place(site.module, node):
+        if site and not trouble and works_in_place(site.module, node):
             trouble = _in_place_trouble(node)
         if trouble:
             name = site.name if site else node.target if node.op == "call_module" else node.name
@@ -346,7 +346,8 @@ def _is_relu_clamp(node: fx.Node) -> bool:
     return isinstance(low, int | float) and low == 0 and high is None
 
 
-def _in_place(module: nn.Module, node: fx.Node) -> bool:
+def works_in_place(module: nn.Module | None, node: fx.Node) -> bool:
+    """Whether a call, of an activation's module or another, changes its input."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return bool(getattr(module, "inplace", False)) or (node.op != "call_module" and name.endswith("_"))
 
@@ -359,7 +360,7 @@ def replace_activations(traced: fx.GraphModule, sites: list[Site], units: list[n
             setattr(traced.get_submodule(site.node.target), site.inner, unit)
             continue
         source = alias = input_of(site.node)
-        while _in_place(site.module, site.node):  # whoever reads the input later sees it changed: keep that
+        while works_in_place(site.module, site.node):  # whoever reads the input later sees it changed: keep that
             for user in list(alias.users):
                 if user is not site.node and order.get(user, -1) > order[site.node]:
                     user.replace_input_with(alias, site.node)

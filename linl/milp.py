@@ -6,6 +6,8 @@ order, a 0/1 variable between two neighbours; stable units are straight lines an
 The question is put as: is there an input at which the unit is beyond the bend, or short of it by no more than the
 margin? "Infeasible" then is a proof with room for the solver's tolerances; a point found is only a candidate for a
 witness, checked elsewhere; every other answer, a time limit or "Not Set" included, decides nothing.
+Columns go to the solver as shares of their range and rows over their largest number: HiGHS takes numbers below
+1e-9 for nothing and its tolerances are absolute, so weights of 1e-10 on inputs of 1e10 would make false proofs.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from linl.bounds import Range
 from linl.program import Bend, Conv, Dense, MaxPool, Program, Reshape, Sum, picks
 
 MARGIN = 1e-6
-"""Relative to the unit's range: how near to a bend the solver's answers aren't believed."""
+"""How near to a bend the solver isn't believed, relative to the unit's range, or its row's largest number if more."""
 TOLERANCE = 1e-9
 """Of the solver, for constraints and for 0/1 variables."""
 LARGEST = 50_000_000
@@ -171,9 +173,13 @@ class Model:
                     blocks.append(rows)
                     low.append(np.zeros(n))
                     high.append(np.full(n, np.inf))
-        self.rows = np.concatenate(blocks) if blocks else np.zeros((0, self.count))
-        self.row_lower = np.concatenate(low) if low else np.zeros(0)
-        self.row_upper = np.concatenate(high) if high else np.zeros(0)
+        rows = np.concatenate(blocks) if blocks else np.zeros((0, self.count))
+        self.wide = np.where(self.upper > self.lower, self.upper - self.lower, 1.0)
+        shift, rows = rows @ self.lower, rows * self.wide
+        size = _largest(rows)
+        self.rows = rows / size[:, None]
+        self.row_lower = ((np.concatenate(low) if low else np.zeros(0)) - shift) / size
+        self.row_upper = ((np.concatenate(high) if high else np.zeros(0)) - shift) / size
 
     def cross(self, unit: int, bend: float, up: bool, known: Range, time_limit: float = math.inf) -> Answer:
         """Can the unit get above (`up`) or below a bend?
@@ -185,19 +191,25 @@ class Model:
         """
         coefficients, constant = self.expression(self.target, torch.tensor([unit]))
         sign = 1.0 if up else -1.0
-        scale = max(1.0, float(known.largest[0].flatten()[unit]))
+        scale = float(known.largest[0].flatten()[unit])
         row, short = sign * coefficients[0], sign * (bend - constant[0])
-        return self._solve(row, short, MARGIN * scale, time_limit)
+        short, row = short - row @ self.lower, row * self.wide
+        size = _largest(row[None])[0]
+        return self._solve(row / size, short / size, MARGIN * max(1.0, scale / size), time_limit)
 
     def _solve(self, row: np.ndarray, short: float, margin: float, time_limit: float) -> Answer:
-        """Looks for an input with row·columns > short."""
+        """Looks for an input with row·columns > short, the columns as shares of their ranges."""
         import highspy
+
+        if not all(np.isfinite(t).all() for t in (self.rows, self.row_lower, row, short)):
+            return Answer("open", None, "numbers that aren't finite", 0.0)
 
         solver = highspy.Highs()
         for name, value in {
             "output_flag": False, "threads": 1, "time_limit": float(time_limit), "mip_rel_gap": 0.0,
             "primal_feasibility_tolerance": TOLERANCE, "dual_feasibility_tolerance": TOLERANCE,
             "mip_feasibility_tolerance": TOLERANCE, "objective_target": -(short + margin / 100),
+            "small_matrix_value": 1e-12,
         }.items():  # fmt: skip
             if solver.setOptionValue(name, value) != highspy.HighsStatus.kOk:
                 raise RuntimeError(f"HiGHS refused the option {name} = {value}")
@@ -211,7 +223,8 @@ class Model:
         if not found:
             return Answer("open", None, word, seconds)
         inputs = self.box.lower[0].numel()
-        values = torch.tensor(np.array(solver.getSolution().col_value[:inputs]), dtype=torch.float64)
+        shares = np.array(solver.getSolution().col_value[:inputs])
+        values = torch.from_numpy(self.lower[:inputs] + shares * self.wide[:inputs])
         point = values.view(self.box.lower.shape[1:])
         point = torch.minimum(torch.maximum(point, self.box.lower[0]), self.box.upper[0])
         return Answer("point", point, word, seconds)
@@ -224,7 +237,8 @@ class Model:
         matrix = csr_matrix(np.concatenate([self.rows, row[None]]))
         lp = highspy.HighsLp()
         lp.num_col_, lp.num_row_ = self.count, matrix.shape[0]
-        lp.col_cost_, lp.col_lower_, lp.col_upper_ = -row, self.lower, self.upper
+        lp.col_cost_, lp.col_lower_ = -row, np.zeros(self.count)
+        lp.col_upper_ = (self.upper > self.lower).astype(float)
         lp.row_lower_ = np.concatenate([self.row_lower, [least]])
         lp.row_upper_ = np.concatenate([self.row_upper, [np.inf]])
         lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
@@ -235,3 +249,9 @@ class Model:
         kinds[first:] = highspy.HighsVarType.kInteger
         lp.integrality_ = list(kinds)
         return lp
+
+
+def _largest(rows: np.ndarray) -> np.ndarray:
+    """Each row's largest magnitude; 1 for a row of zeros."""
+    largest = np.abs(rows).max(1, initial=0.0)
+    return np.where(largest > 0, largest, 1.0)

@@ -41,6 +41,11 @@ class Pieces:
             y = y + slope * (x.clamp(a, b) - a)
         return y
 
+    @property
+    def offset(self) -> float:
+        """The largest |bend| and |value|: what the function's own sums are rounded by, besides their input."""
+        return float(max(map(abs, (*self.bends, *self.values))))
+
     def largest_slope(self, like: Tensor) -> Tensor:
         """The greatest |slope|, () or (C, 1, …)."""
         largest = self.slopes[0].abs()
@@ -101,14 +106,14 @@ class Pieces:
         inside = [torch.minimum(torch.maximum(lower.new_tensor(b), lower), upper) for b in self.bends]
         return [lower, *inside, upper]
 
-    @staticmethod
-    def _intercepts(slope: Tensor, points: list[Tensor], at: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _intercepts(self, slope: Tensor, points: list[Tensor], at: list[Tensor]) -> tuple[Tensor, Tensor]:
         eps = torch.finfo(slope.dtype).eps
         gaps = [y - slope * p for p, y in zip(points, at, strict=True)]
         low, high, slack = gaps[0], gaps[0], torch.zeros_like(slope)
+        own = self.offset * (1 + self.largest_slope(slope)) if self.offset else 0.0  # of the values at the points
         for gap, p, y in zip(gaps, points, at, strict=True):
             low, high = torch.minimum(low, gap), torch.maximum(high, gap)
-            slack = torch.maximum(slack, 4 * eps * (y.abs() + (slope * p).abs()))
+            slack = torch.maximum(slack, 4 * eps * (y.abs() + (slope * p).abs() + own))
         return low - slack, high + slack
 
 

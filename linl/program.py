@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from linl import affine
 from linl.affine import Affine, CannotMerge
-from linl.graph import UntraceableError, activation_sites, input_of, shapes, trace
+from linl.graph import UntraceableError, activation_sites, clone, input_of, shapes, trace, works_in_place
 from linl.operations import Reader, attribute
 from linl.pieces import Pieces, pieces_of
 from linl.rewriting import called, open_
@@ -283,8 +283,9 @@ def program(net: nn.Module, shape: torch.Size) -> Program:
         shape: of one input.
 
     Raises:
-        ValueError: train mode, weights that aren't finite, an input shape that the network can't take.
-        NoBoundRule: an operation or activation that no bound is known for, by name.
+        ValueError: train mode, weights or values that aren't finite, an input shape that the network can't take.
+        NoBoundRule: an operation or activation that no bound is known for, by name; or a forward that does more than
+            its traced graph shows.
         UntraceableError: as `linl.graph.trace`.
     """
     training = [name or "the network" for name, module in net.named_modules() if module.training]
@@ -305,7 +306,29 @@ def program(net: nn.Module, shape: torch.Size) -> Program:
         names = [site.name for site in _sites(traced)]
         known = shapes(traced, example)
         open_(traced, known)
-        return _Reading(traced, known, names).program
+        read = _Reading(traced, known, names).program
+        _refuse_other_function(net, read)
+        return read
+
+
+def _refuse_other_function(net: nn.Module, read: Program) -> None:
+    """Compares what was read with the network itself, in float64: a misread graph must never be analysed."""
+    wide, generator = clone(net).to("cpu", torch.float64), torch.Generator().manual_seed(0)
+    x = torch.randn(3, *read.shapes[0], dtype=torch.float64, generator=generator)
+    x = x * torch.tensor([0.3, 1.0, 10.0], dtype=x.dtype).view(-1, *[1] * (x.ndim - 1))
+    mine = read.run(x)[read.output]
+    try:
+        y = wide(x.clone())  # it may work in place
+    except Exception as error:
+        why = (str(error).splitlines() or [repr(error)])[0]
+        raise ValueError(f"{type(net).__name__} can't be run in float64, which is how it is read: {why}") from error
+    if not (mine.isfinite().all() and y.isfinite().all()):
+        raise ValueError(f"{type(net).__name__} gives no finite numbers for ordinary inputs: its weights are too large")
+    if y.shape != mine.shape or (y - mine).abs().max() > 1e-6 * y.abs().max():
+        raise NoBoundRule(
+            f"no bound is known: {type(net).__name__} gives something else than what its graph shows. A hook, a "
+            "forward of an activation's own, or a change in place of a value that is read elsewhere? Write that out of place."
+        )
 
 
 def _sites(traced: fx.GraphModule) -> list:
@@ -331,8 +354,11 @@ class _Reading:
                 self._take(node)
         if not isinstance(output, fx.Node):
             raise NoBoundRule(f"the network gives {type(output).__name__}, not one tensor")
-        whole = Program(self.ops, self.shapes, self.values[output], names)
+        whole = Program(self.ops, self.shapes, self._source(output))
         whole.ops = whole.upto(whole.output)
+        whole.names = [names[op.site] for op in whole.bends]
+        for number, op in enumerate(whole.bends):  # those whose values nobody reads are gone
+            op.site = number
         self.program = whole
 
     def _take(self, node: fx.Node) -> None:
@@ -350,6 +376,8 @@ class _Reading:
             raise NoBoundRule(f"no bound is known for {self._told(node)}")
         op.target = self._add(node)
         self.ops.append(op)
+        if works_in_place(self.sites[node][1].module if bends else None, node):
+            self.values[input_of(node)] = op.target  # whoever reads it from here on sees it changed
 
     def _add(self, node: fx.Node) -> int:
         self.values[node] = len(self.shapes)
@@ -434,6 +462,8 @@ class _Reading:
                 raise NoBoundRule("no bound is known for an addition of different shapes")
             return Sum((self._source(a), self._source(b)), -1, name, (1, sign))
         value = attribute(self.traced, b.target) if isinstance(b, fx.Node) else torch.tensor(float(b))
+        if self.known[a] != self.known[node]:
+            raise NoBoundRule("no bound is known for an addition that spreads a value over more positions")
         constant = sign * affine.wide(value.detach()).cpu()
         constant = constant[0] if constant.ndim == len(self.known[node]) and constant.shape[0] == 1 else constant
         if constant.ndim > len(self.known[node]) - 1:
@@ -445,7 +475,7 @@ class _Reading:
         if type(module) not in (nn.Flatten, nn.Unflatten) and node.target not in views:
             return None
         source = input_of(node)
-        if source not in self.values or self.known[node][0] != self.known[source][0]:
+        if source not in self.values or self.known[node][0] != self.known[source][0] or len(self.known[node]) < 2:
             return None
         return Reshape((self._source(source),), -1, node.name)
 

@@ -64,6 +64,8 @@ def analyse(
         raise ValueError(f"{len(box)} boxes: a unit's state is of one box; take box[0], or the hull of them all")
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit = {time_limit}: seconds above 0, or None")
+    if not (isinstance(unit_time_limit, int | float) and unit_time_limit > 0):
+        raise ValueError(f"unit_time_limit = {unit_time_limit}: seconds above 0 (math.inf for no limit)")
     funnel = _Funnel(program(net, box.shape), box, method, time_limit, unit_time_limit, seed)
     if state is not None:
         funnel.go_on_from(state)
@@ -150,6 +152,7 @@ class _Funnel:
 
     def points(self, images: Tensor | None) -> None:
         """Points by chance, the corners that settle units of exact bounds, then given images in growing numbers."""
+        self._look(self.box.center, "samples")  # what the solver is asked is put from there
         n = min(SAMPLES, max(16, WORK // sum(shape.numel() for shape in self.program.shapes)))
         for points, source in (
             (self.box.sample(n // 2, self.generator), "samples"), (self.box.corners(n // 2, self.generator), "corners"),
@@ -175,6 +178,8 @@ class _Funnel:
     def _fitting(self, images: Tensor) -> Tensor:
         if images.shape[1:] != self.box.shape:
             raise ValueError(f"images have shape {tuple(images.shape[1:])}, the box {tuple(self.box.shape)}")
+        if not images.isfinite().all():
+            raise ValueError("images hold values that are no finite numbers: leave those out")
         return self.box.clip(images.detach().cpu().float())
 
     def crown(self) -> None:
@@ -261,9 +266,10 @@ class _Funnel:
             piece = int(middle[unit])
             if piece < 0:  # the centre lies on a bend: whichever side has been seen, else below
                 piece = len(bends) if high[unit] >= 0 else 0
-            if piece > 0 and low[unit] < 0:
+            ask = len(bends) > 1  # a point in the middle piece counts as low and as high
+            if piece > 0 and (ask or low[unit] < 0):
                 found.append((unit, bends[piece - 1], False))
-            if piece < len(bends) and high[unit] < 0:
+            if piece < len(bends) and (ask or high[unit] < 0):
                 found.append((unit, bends[piece], True))
         return found
 

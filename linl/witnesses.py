@@ -76,7 +76,7 @@ class Witnesses:
         if not found:
             return
         used = torch.cat([torch.cat([low, high]) for _, _, low, high in found]).unique()
-        exact = points[used].double()
+        exact = self.box.clip(points[used].double())  # a float32 number need not be inside of a thin box
         place = torch.zeros(len(points), dtype=torch.long)
         place[used] = torch.arange(len(used))
         pieces = self.pieces_at(exact)
