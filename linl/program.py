@@ -327,7 +327,7 @@ def _refuse_other_function(net: nn.Module, read: Program) -> None:
     if y.shape != mine.shape or (y - mine).abs().max() > 1e-6 * y.abs().max():
         raise NoBoundRule(
             f"no bound is known: {type(net).__name__} gives something else than what its graph shows. A hook, a "
-            "forward of an activation's own, or a change in place of a value that is read elsewhere? Write that out of place."
+            "forward of an activation's own, or a change in place of a value that is read elsewhere?"
         )
 
 
