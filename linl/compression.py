@@ -27,7 +27,7 @@ from linl.states import Stability
 from linl.units import FixedTwoSlope, LiNLU, PartialLinear
 
 RANK = 1e-12
-"""Of rows of norm 1: from how small a pivot on, relative to the largest, a row counts as dependent on those before it."""
+"""Relative to the largest, of rows of norm 1: from how small a pivot on a row counts as dependent on those before."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from linl.bounds import Range
 from linl.program import Bend, Conv, Dense, Program, Reshape, Sum, picks
 
 MARGIN = 1e-6
-"""Relative to the unit's range, or its row's largest number where that is more: how near to a bend the solver's answers aren't believed."""
+"""Relative to the unit's range, or to its row's largest number where that is more: how near to a bend the solver's
+answers aren't believed."""
 TOLERANCE = 1e-9
 """Of the solver, for constraints and for 0/1 variables."""
 LARGEST = 50_000_000
@@ -199,7 +200,8 @@ class Model:
         for name, value in {
             "output_flag": False, "threads": 1, "time_limit": float(time_limit), "mip_rel_gap": 0.0,
             "primal_feasibility_tolerance": TOLERANCE, "dual_feasibility_tolerance": TOLERANCE,
-            "mip_feasibility_tolerance": TOLERANCE, "objective_target": -(short + margin / 100), "small_matrix_value": 1e-12,
+            "mip_feasibility_tolerance": TOLERANCE, "objective_target": -(short + margin / 100),
+            "small_matrix_value": 1e-12,
         }.items():  # fmt: skip
             if solver.setOptionValue(name, value) != highspy.HighsStatus.kOk:
                 raise RuntimeError(f"HiGHS refused the option {name} = {value}")
