@@ -152,15 +152,20 @@ def test_a_convolution_without_channels_is_a_constant():
     assert difference(net, linl.compress(net, linl.analyse(net, box)), box) <= 1e-10
 
 
-def test_small_rows_that_large_weights_read_are_not_lost():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double().eval()
-    net[0].bias.data.fill_(50.0)
-    net[0].weight.data[2] *= 1e-14
-    net[0].bias.data[2] *= 1e-14
-    net[2].weight.data[:, 2] *= 1e14
-    box = Box.around(torch.zeros(3), 1.0)
-    assert difference(net, linl.compress(net, linl.analyse(net, box)), box) <= 1e-10
+def test_small_rows_are_neither_lost_nor_built_upon():
+    """A row of 1e-14 that depends on no other and that a weight of 1e14 reads; one of 1e-7 among large ones."""
+    for units, size in ((3, 1e-14), (8, 1e-7)):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, units), nn.ReLU(), nn.Linear(units, 2)).double().eval()
+        net[0].bias.data.fill_(50.0)
+        net[0].weight.data[:2, 2] = 0  # two dimensions, and the small row is the third
+        net[0].weight.data[2] *= size
+        net[0].bias.data[2] *= size
+        net[2].weight.data[:, 2] /= size
+        box = Box.around(torch.zeros(3), 1.0)
+        tiny = linl.compress(net, linl.analyse(net, box))
+        assert difference(net, tiny, box) <= 1e-10
+        assert max(p.abs().max() for p in tiny.parameters()) < 1e4
 
 
 def test_an_activation_in_place_changes_nothing_that_is_read_elsewhere():
