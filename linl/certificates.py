@@ -16,6 +16,7 @@ from linl.states import PROOFS, UNDECIDED, UNSTABLE, Stability
 COLUMNS = (
     "layer", "stable", "bound", "solver", "not_proved", "unstable", "witness", "not_shown", "undecided",
 )  # fmt: skip
+POINTS = 64  # by chance, and as many corners
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,34 +60,52 @@ def verify_stability(net: nn.Module, state: Stability) -> CheckedStability:
         state: from `analyse`, or loaded.
 
     Raises:
-        ValueError: the state of another network, or with codes that no state has.
+        ValueError: the state of another network, or with numbers that no state has.
     """
     read = program(net, state.box.shape)
     state.refuse_other(read.fingerprint())
     _refuse_codes(read, state)
     seen = state.witnesses.copy(read)
     pieces = seen.pieces_at(seen.points) if len(seen.points) else None
+    against = seen.pieces_at(_contradicting(state))
     walk, rows = Pass(read, state.box), {}
     for op in read.ops:
         if isinstance(op, Bend):
-            again = _proved_again(walk, op, state)
-            rows[op.site] = _row(op, state, again, _shown_again(op, state, pieces))
+            again = _proved_again(walk, op, state, against[op.site])
+            rests = _rests(op, state, again, against[op.site])
+            rows[op.site] = _row(op, state, again, rests, _shown_again(op, state, pieces))
         with torch.no_grad():
             walk.step(op)
     return CheckedStability(pd.DataFrame([rows[site] for site in sorted(rows)], columns=COLUMNS))
 
 
 def _refuse_codes(read: Program, state: Stability) -> None:
+    if len(state.codes) != len(read.bends):
+        counts = f"{len(state.codes)} activations, the network {len(read.bends)}"
+        raise ValueError(f"the state has {counts}: analyse it anew")
     for op in read.bends:
-        codes = state.codes[op.site]
+        codes, seen = state.codes[op.site], state.witnesses
         if codes.shape != (read.shapes[op.sources[0]].numel(),):
             raise ValueError(f"the state has {codes.numel()} units of {op.name}: analyse the network anew")
         if ((codes < UNDECIDED) | (codes >= len(op.pieces.slopes))).any():
             raise ValueError(f"the state has codes of {op.name} that no unit can have: analyse the network anew")
+        if any((t[op.site] >= len(seen.points)).any() for t in (seen.low, seen.high)):
+            raise ValueError(f"the state has witnesses of {op.name} without a point: analyse the network anew")
 
 
-def _proved_again(walk: Pass, op: Bend, state: Stability) -> Tensor:
-    """Stable units that linear bounds prove; afterwards the walk's range takes over what the solver said. (units,)"""
+def _contradicting(state: Stability) -> Tensor:
+    """Points of the box that look for contradictions of what the solver said: its centre, some by chance, witnesses."""
+    box, generator = state.box, torch.Generator().manual_seed(0)
+    points = state.witnesses.points
+    points = points[box.contains(points)] if len(points) else points
+    return torch.cat([box.center, box.sample(POINTS, generator), box.corners(POINTS, generator), points])
+
+
+def _proved_again(walk: Pass, op: Bend, state: Stability, against: Tensor) -> Tensor:
+    """Stable units that linear bounds prove; afterwards the walk's range takes over what the solver said. (units,)
+
+    Where a point (`against`: each unit's piece at some) lies in another piece, the solver's word is worth nothing.
+    """
     value, codes, site = op.sources[0], state.codes[op.site], op.site
     later = any((proofs > PROOFS.index("interval")).any() for proofs in state.proofs[site + 1 :])
     with torch.no_grad():
@@ -97,7 +116,7 @@ def _proved_again(walk: Pass, op: Bend, state: Stability) -> Tensor:
     for unit in ((codes >= 0) & ~proved).nonzero()[:, 0].tolist():
         _optimized_again(walk, op, unit, state)
     proved = _agrees(walk, op, codes)
-    rests = (codes >= 0) & ~proved & (state.proofs[site] == PROOFS.index("solver"))
+    rests = _rests(op, state, proved, against)
     edges = torch.tensor([-torch.inf, *op.pieces.bends, torch.inf], dtype=torch.float64)
     known = walk.ranges[value]
     lower, upper = known.lower.flatten(1).clone(), known.upper.flatten(1).clone()
@@ -106,6 +125,13 @@ def _proved_again(walk: Pass, op: Bend, state: Stability) -> Tensor:
     upper[0, rests] = torch.minimum(upper[0, rests], edges[piece[rests] + 1])
     walk.ranges[value] = Range(lower.view(known.lower.shape), upper.view(known.upper.shape))
     return proved
+
+
+def _rests(op: Bend, state: Stability, proved: Tensor, against: Tensor) -> Tensor:
+    """Units that rest on the solver's word, which no point contradicts; (units,) bool."""
+    codes = state.codes[op.site]
+    contradicted = ((against >= 0) & (against != codes)).any(0)
+    return (codes >= 0) & ~proved & (state.proofs[op.site] == PROOFS.index("solver")) & ~contradicted
 
 
 def _agrees(walk: Pass, op: Bend, codes: Tensor) -> Tensor:
@@ -153,9 +179,8 @@ def _shown_again(op: Bend, state: Stability, pieces: list[Tensor] | None) -> Ten
     return found
 
 
-def _row(op: Bend, state: Stability, proved: Tensor, shown_again: Tensor) -> dict:
+def _row(op: Bend, state: Stability, proved: Tensor, solver: Tensor, shown_again: Tensor) -> dict:
     codes, stable = state.codes[op.site], state.codes[op.site] >= 0
-    solver = stable & ~proved & (state.proofs[op.site] == PROOFS.index("solver"))
     unstable = codes == UNSTABLE
     return {
         "layer": op.name, "stable": int(stable.sum()), "bound": int(proved.sum()), "solver": int(solver.sum()),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linl.affine import Affine
@@ -27,7 +28,7 @@ from linl.states import Stability
 from linl.units import FixedTwoSlope, LiNLU, PartialLinear
 
 RANK = 1e-12
-"""Of rows of norm 1: from how small a pivot on, relative to the largest, a row counts as dependent on others."""
+"""Relative to the largest: from how small a pivot on a row counts as dependent on those before it."""
 
 
 @dataclass(frozen=True)
@@ -331,7 +332,7 @@ def _independent(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows that span the others, and each row's coefficients in them.
 
     Returns: (positions of the kept rows, coefficients (n, kept)); by a QR decomposition with column pivoting, checked:
-        where the coefficients don't reproduce the rows to 1e-13, or are large, all are kept.
+        a row that its coefficients don't reproduce to 1e-13 of its norm, or whose coefficients are large, is kept.
     """
     count = len(rows)
     everything = torch.arange(count), torch.eye(count, dtype=torch.float64)
@@ -339,9 +340,6 @@ def _independent(rows: Tensor) -> tuple[Tensor, Tensor]:
         return everything
     from scipy.linalg import qr
 
-    # each row over its own norm: a row of 1e-14 may matter as much as one of 1 to a reader with weights of 1e14
-    norms = rows.norm(dim=1, keepdim=True)
-    rows = rows / torch.where(norms > 0, norms, 1)
     _, r, order = qr(rows.numpy().T, mode="economic", pivoting=True)
     pivots = torch.from_numpy(abs(r.diagonal()).copy())
     rank = int((pivots > RANK * max(1e-300, pivots[0].item())).sum())
@@ -349,10 +347,12 @@ def _independent(rows: Tensor) -> tuple[Tensor, Tensor]:
         return everything
     kept = torch.from_numpy(order[:rank].copy()).long()
     coefficients = torch.linalg.lstsq(rows[kept].T, rows.T, driver="gelsd").solution.T
-    error = (coefficients @ rows[kept] - rows).abs().max()
-    sure = error <= 1e-13 * max(rows.shape) and (coefficients.abs() < 1e3).all()
-    coefficients = coefficients * norms / norms[kept].T
-    return (kept, coefficients) if sure else everything
+    error = (coefficients @ rows[kept] - rows).norm(dim=1)
+    # by its own norm: a row of 1e-14 matters as much as one of 1 to a reader with weights of 1e14
+    sure = (error <= 1e-13 * max(rows.shape) * rows.norm(dim=1)) & (coefficients.abs() < 1e3).all(1)
+    sure[kept] = True
+    unsure = (~sure).nonzero()[:, 0]
+    return torch.cat([kept, unsure]), F.pad(coefficients, (0, len(unsure)))
 
 
 def _factor_of(op: Op) -> tuple[Tensor, Tensor | None] | None:

@@ -23,7 +23,8 @@ from linl.bounds import Range
 from linl.program import Bend, Conv, Dense, MaxPool, Program, Reshape, Sum, picks
 
 MARGIN = 1e-6
-"""How near to a bend the solver isn't believed, relative to the unit's range, or its row's largest number if more."""
+"""Relative to the unit's range, or to its row's largest number where that is more: how near to a bend the solver's
+answers aren't believed."""
 TOLERANCE = 1e-9
 """Of the solver, for constraints and for 0/1 variables."""
 LARGEST = 50_000_000

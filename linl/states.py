@@ -173,6 +173,13 @@ class Stability:
             raise ValueError(f"{folder} can't be read as a saved stability ({error}): save it anew") from error
         if words.get("format") != FORMAT:
             raise ValueError(f"{folder} is of the format {words.get('format')!r}, this is {FORMAT!r}: save it anew")
+        try:
+            return cls._of(words, tensors)
+        except KeyError as error:
+            raise ValueError(f"{folder} lacks {error} of a saved stability: save it anew") from error
+
+    @classmethod
+    def _of(cls, words: dict, tensors: dict[str, Tensor]) -> Stability:
         sites = range(len(words["names"]))
         box = Box(tensors["box/lower"], tensors["box/upper"])
         seen = Witnesses(None, box)

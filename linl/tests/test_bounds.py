@@ -173,3 +173,103 @@ def test_wrong_networks_are_refused():
     net[0].weight.data[0, 0] = torch.nan
     with pytest.raises(ValueError, match="no finite numbers"):
         bound(net, Box.unit((3,)))
+
+
+# --- networks of unusual wiring --------------------------------------------------------------------
+
+
+class Wired(nn.Module):
+    """Two dense layers, wired by a function (net, x)."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.a, self.b, self.wired = nn.Linear(4, 4), nn.Linear(4, 4), forward
+
+    def forward(self, x):
+        return self.wired(self, x)
+
+
+def _in_place_read_again(net, x):
+    h = net.a(x)
+    r = nn.functional.relu(h, inplace=True)
+    return net.b(r + h)
+
+
+def _in_place_by_another_name(net, x):
+    h = net.a(x)
+    y = h
+    h += 1
+    return net.b(h.relu()) + y
+
+
+def _with_a_value_nobody_reads(net, x):
+    h = net.a(x).relu()
+    net.b(h).relu()
+    return net.b(net.a(h).relu())
+
+
+@pytest.mark.parametrize("wired", [_in_place_read_again, _with_a_value_nobody_reads, lambda net, x: net.a(x.relu())])
+def test_unusual_wiring_is_read_as_it_is(wired):
+    torch.manual_seed(0)
+    net = Wired(wired).double().eval()
+    box = Box.around(torch.randn(4), 0.5)
+    x = torch.cat([box.sample(200), box.corners(200)])
+    y = net(x.clone()).detach()
+    found = bound(net, box)
+    assert (y >= found.output.lower).all() and (y <= found.output.upper).all()
+    state = linl.analyse(net, box)
+    assert state.decided and linl.verify_stability(net, state).ok
+    assert torch.allclose(linl.compress(net, state)(x.clone()), y, rtol=0, atol=1e-10)
+
+
+class OwnReLU(nn.ReLU):
+    """Not what its name says."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def test_a_graph_that_is_not_the_network_is_refused():
+    hooked = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    hooked[1].register_forward_hook(lambda module, given, made: 2 * made)
+    for net in (Wired(_in_place_by_another_name), nn.Sequential(nn.Linear(4, 4), OwnReLU()), hooked):
+        with pytest.raises(NoBoundRule, match="than what its graph shows"):
+            program(net.eval(), (4,))
+    huge = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).double().eval()
+    for p in huge.parameters():
+        p.data *= 1e200
+    with pytest.raises(ValueError, match="too large"):
+        program(huge, (4,))
+
+
+def test_additions_and_views_that_move_numbers_about_are_refused():
+    spread = nn.Sequential(nn.Conv1d(4, 4, 1), Wired(lambda net, x: x + torch.ones(4, 5)), nn.Flatten()).eval()
+    with pytest.raises(NoBoundRule, match="spreads"):
+        program(spread, (4, 1))
+    with pytest.raises(NoBoundRule, match="view"):
+        program(nn.Sequential(nn.Linear(4, 1), Wired(lambda net, x: x.view(-1))).eval(), (4,))
+
+
+def test_far_bends_leave_room_for_their_own_rounding():
+    """100 + 0.3·(x − 100) is rounded by ε·100, however small x is."""
+    pieces = pieces_of(linl.PartialLinear(nn.Hardtanh(100.0, 101.0), 0.3), 0)
+    x = torch.rand(2000, dtype=torch.float64)
+    low, high = pieces.range(x, x)
+    below, under, above, over = pieces.lines(x, x)
+    alpha = float(pieces.slopes[0])
+    from fractions import Fraction
+
+    exact = [100 + Fraction(alpha) * (Fraction(v) - 100) for v in x.tolist()]
+    for i, value in enumerate(exact):
+        assert Fraction(below[i].item()) * Fraction(x[i].item()) + Fraction(under[i].item()) <= value
+        assert Fraction(above[i].item()) * Fraction(x[i].item()) + Fraction(over[i].item()) >= value
+    assert pieces.offset == 101 and (high - low).max() < 1e-12
+
+
+def test_a_box_keeps_its_own_corners():
+    x = torch.rand(3, dtype=torch.float64)
+    box, kept = Box(x, x), x.clone()
+    x += 1
+    assert torch.equal(box.lower[0], kept) and box.lower.data_ptr() != box.upper.data_ptr()
+    assert Box([0.1], [0.3]).lower.item() == 0.1
+    assert Box.unit((2, 1, 1), torch.tensor([0.5, 0.5]), torch.ones(2)).contains(torch.zeros(1, 2, 1, 1)).all()

@@ -117,6 +117,75 @@ def test_channels_that_are_off_everywhere_are_cut_out():
     assert first.out_channels <= 3 and difference(net, tiny, box) <= 1e-10
 
 
+def _pinned(*layers):
+    """Dense layers' biases far from 0: nearly every unit is stable."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*layers)
+    for module in net.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.bias.data = 9 * torch.randn(len(module.bias))
+    return net.double().eval()
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (_pinned(nn.Linear(2, 12), nn.ReLU(), nn.Unflatten(1, (3, 2, 2)), nn.Conv2d(3, 2, 2), nn.Flatten()), (2,)),
+        (_pinned(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Flatten(2), nn.Conv1d(6, 2, 2), nn.Flatten()), (2, 4, 4)),
+        (_pinned(nn.Linear(2, 4), nn.ReLU(), nn.Hardtanh(), nn.Linear(4, 2)), (2,)),
+        (_pinned(nn.Linear(2, 8), linl.PartialLinear(nn.ReLU6(), 0.3, channels=8), nn.Linear(8, 2)), (2,)),
+    ],
+)
+def test_views_constants_and_units_by_channel_are_cut_right(net, shape):
+    for module in net.modules():
+        if isinstance(module, linl.PartialLinear):
+            module.alpha.data = torch.linspace(0.1, 1.4, 8, dtype=torch.float64)
+    box = Box.around(torch.rand(*shape), 0.01)
+    assert difference(net, linl.compress(net, linl.analyse(net, box)), box) <= 1e-10
+
+
+def test_a_convolution_without_channels_is_a_constant():
+    layers = [nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AvgPool2d(2, padding=1), nn.Conv2d(4, 3, 2), nn.ReLU(), nn.Flatten()]
+    net = _pinned(*layers, nn.Linear(3, 2))
+    net[0].bias.data.fill_(-99.0)
+    box = Box.around(torch.rand(2, 5, 5), 1.0)
+    assert difference(net, linl.compress(net, linl.analyse(net, box)), box) <= 1e-10
+
+
+def test_small_rows_are_neither_lost_nor_built_upon():
+    """A row of 1e-14 that depends on no other and that a weight of 1e14 reads; one of 1e-7 among large ones."""
+    for units, size in ((3, 1e-14), (8, 1e-7)):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, units), nn.ReLU(), nn.Linear(units, 2)).double().eval()
+        net[0].bias.data.fill_(50.0)
+        net[0].weight.data[:2, 2] = 0  # two dimensions, and the small row is the third
+        net[0].weight.data[2] *= size
+        net[0].bias.data[2] *= size
+        net[2].weight.data[:, 2] /= size
+        box = Box.around(torch.zeros(3), 1.0)
+        tiny = linl.compress(net, linl.analyse(net, box))
+        assert difference(net, tiny, box) <= 1e-10
+        assert max(p.abs().max() for p in tiny.parameters()) < 1e4
+
+
+def test_an_activation_in_place_changes_nothing_that_is_read_elsewhere():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.six = nn.Linear(3, 3), nn.Linear(3, 3), nn.ReLU6(inplace=True)
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.b(self.six(h.relu())) + h
+
+    net = Twice().double().eval()
+    net.a.bias.data.fill_(5.0)
+    box = Box.around(torch.zeros(3), 2.0)
+    state = linl.analyse(net, box)
+    assert (state.codes[0] == 1).all(), "the first activation goes"
+    assert difference(net, linl.compress(net, state), box) <= 1e-10
+
+
 def test_the_result_is_an_ordinary_network(tmp_path):
     net, inputs = small_net(3)
     box = Box(-torch.ones(inputs), torch.ones(inputs))

@@ -9,8 +9,10 @@ from torch import nn
 
 import linl
 from linl import Box, Stability
+from linl.bounds import Pass, bound
+from linl.milp import Model
 from linl.program import program
-from linl.states import UNDECIDED, UNSTABLE
+from linl.states import PROOFS, UNDECIDED, UNSTABLE
 from linl.tests.brute import extremes, small_net
 from linl.tests.small_nets import ACTIVATIONS, NETS, make
 
@@ -141,6 +143,80 @@ def _without_a_point(cross):
     return crossed
 
 
+def test_forgeries_that_would_crash_are_refused_and_the_solvers_word_can_be_contradicted(tmp_path):
+    net, inputs = small_net(0)
+    box = Box(-torch.ones(inputs), torch.ones(inputs))
+    state = linl.analyse(net, box)
+    state.codes[0][:], state.proofs[0][:] = 1, PROOFS.index("solver")
+    assert not linl.verify_stability(net, state).ok, "a point of the box says otherwise"
+    state = linl.analyse(net, box)
+    for code in (-3, 2):
+        state.codes[0][0] = code
+        with pytest.raises(ValueError, match="codes of 1 that no unit can have"):
+            linl.verify_stability(net, state)
+    state = linl.analyse(net, box)
+    state.witnesses.low[0][:] = 999
+    with pytest.raises(ValueError, match="without a point"):
+        linl.verify_stability(net, state)
+    state.codes = state.codes[:-1]
+    with pytest.raises(ValueError, match="activations"):
+        linl.verify_stability(net, state)
+    linl.analyse(net, box).save(tmp_path)
+    words = tmp_path / "stability.json"
+    words.write_text(words.read_text().replace('"names"', '"name"'))
+    with pytest.raises(ValueError, match="lacks 'names'"):
+        Stability.load(tmp_path)
+
+
+def test_witnesses_lie_in_boxes_thinner_than_float32(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 9), nn.ReLU()).eval()
+    x = torch.randn(6, dtype=torch.float64)
+    box = Box(x, x + torch.tensor([0, 0, 0, 1, 1, 1]))
+    state = linl.analyse(net, box, images=box.sample(9))
+    assert box.contains(state.witnesses.points).all() and linl.verify_stability(net, state).ok
+    point = linl.analyse(net, Box(x, x))
+    point.save(tmp_path)
+    assert point.decided and linl.verify_stability(net, Stability.load(tmp_path)).ok
+
+
+def test_a_network_without_activations_claims_nothing():
+    net = nn.Sequential(nn.Linear(3, 2)).eval()
+    state = linl.analyse(net, Box.unit((3,)))
+    assert state.decided and linl.verify_stability(net, state).complete
+
+
+def test_the_centre_is_looked_at():
+    """A unit that is above 0 near the centre alone: chance finds no such point in 40 dimensions."""
+    net = nn.Sequential(nn.Linear(40, 80), nn.ReLU(), nn.Linear(80, 1), nn.ReLU()).double().eval()
+    net[0].weight.data = torch.cat([torch.eye(40), -torch.eye(40)]).double()
+    net[0].bias.data.zero_()
+    net[2].weight.data.fill_(-1.0)
+    net[2].bias.data.fill_(0.1)
+    state = linl.analyse(net, Box.around(torch.zeros(40), 1.0), "crown")
+    assert state.codes[1].tolist() == [UNSTABLE]
+
+
+@pytest.mark.parametrize(("small", "scale"), [(1e-10, 1.0), (1.0, 1e-10), (1e-8, 1e-4)])
+def test_the_solver_drops_no_small_numbers(small, scale):
+    """Weights below 1e-9 on large inputs, or undone by large weights: HiGHS takes them for 0 unless they are scaled."""
+    for seed in (38, 7, 1):
+        net, inputs = small_net(seed)
+        exact = extremes(net, -np.ones(inputs), np.ones(inputs))
+        net[0].weight.data *= small * scale
+        net[0].bias.data *= scale
+        net[2].weight.data /= scale
+        read = program(net, (inputs,))
+        box = Box(-torch.ones(inputs).double() / small, torch.ones(inputs).double() / small)
+        known = dict(enumerate(bound(read, box, "interval").inputs))
+        for op in read.bends[1:]:
+            model, (low, high) = Model(read, Pass(read, box).ranges[0], known, op.site), exact[op.site]
+            for unit in range(len(low)):
+                for up, can in ((True, high[unit] > 1e-4), (False, low[unit] < -1e-4)):
+                    verdict = model.cross(unit, 0.0, up, known[op.site], 10).verdict
+                    assert not (can and verdict == "impossible"), (seed, op.name, unit, up)
+
+
 def test_bad_input_is_refused():
     net, inputs = small_net(0)
     box = Box(-torch.ones(inputs), torch.ones(inputs))
@@ -152,6 +228,10 @@ def test_bad_input_is_refused():
         linl.analyse(net, Box.unit((inputs + 1,)))
     with pytest.raises(ValueError, match="time_limit"):
         linl.analyse(net, box, time_limit=0)
+    with pytest.raises(ValueError, match="unit_time_limit"):
+        linl.analyse(net, box, unit_time_limit=None)
+    with pytest.raises(ValueError, match="no finite numbers"):
+        linl.analyse(net, box, images=torch.full((3, inputs), torch.nan))
     with pytest.raises(ValueError, match="images have shape"):
         linl.analyse(net, box, images=torch.zeros(3, inputs + 1))
     with pytest.raises(ValueError, match="train mode"):
