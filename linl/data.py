@@ -58,8 +58,8 @@ SOURCES: dict[str, Source] = {
 
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's weights, and Layer Folding's
-    "none": ((0.0,), (1.0,)),  # pixels from 0 to 1 as they are: the domain of the ReLU-stability papers
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # TensorFlow's weights: pixels to [-1, 1]
+    "none": ((0.0,), (1.0,)),  # pixels from 0 to 1 as they are: the domain of the ReLU-stability papers
 }
 """Mean and standard deviation that published weights were trained with, instead of the data set's own."""
 

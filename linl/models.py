@@ -309,7 +309,6 @@ def _first_channels(net: nn.Module, path: str, channels: int) -> nn.Module:
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": _mlp,
-    "autoencoder": _autoencoder,
     "alexnet": _alexnet,
     "vgg16": _vgg("vgg16"),
     "vgg19": _vgg("vgg19"),
@@ -320,6 +319,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet56": _resnet_cifar(56),
     "mobilenetv2": _mobilenetv2,
     **{name: _efficientnet_lite(name) for name in _LITE},
+    "autoencoder": _autoencoder,
 }
 
 
