@@ -191,7 +191,7 @@ class _Work:
         """Takes out what can be, channel by channel; the positions of what stays."""
         before, after = self.program.giver(op.sources[0]), self._readers(op.target)
         everything = torch.arange(len(codes))
-        if op.target == self.program.output:
+        if self._is_output(op.target):
             row["note"] = "gives the network's output"
             return everything
         if not isinstance(before, Dense | Conv) or len(self.program.readers(before.target)) != 1 or after is None:
@@ -212,6 +212,15 @@ class _Work:
         positions = math.prod(codes.shape[1:])
         row |= {"left": len(stay) * positions, "inactive": int(silent.sum()) * positions}
         return stay
+
+    def _is_output(self, value: int) -> bool:
+        """Whether a value is the network's output, perhaps in another shape."""
+        while value != self.program.output:
+            readers = self.program.readers(value)
+            if len(readers) != 1 or not isinstance(readers[0], Reshape):
+                return False
+            value = readers[0].target
+        return True
 
     def _readers(self, value: int) -> list[tuple[Op, list[Op]]] | None:
         """The layers that read a value, each with the operations on the way there; None if anything else does."""
