@@ -117,7 +117,7 @@ def _proved_again(walk: Pass, op: Bend, state: Stability, against: Tensor) -> Te
         _optimized_again(walk, op, unit, state)
     proved = _agrees(walk, op, codes)
     rests = _rests(op, state, proved, against)
-    edges = torch.tensor([-torch.inf, *op.pieces.bends, torch.inf], dtype=torch.float64)
+    edges = torch.tensor(op.pieces.edges, dtype=torch.float64)
     known = walk.ranges[value]
     lower, upper = known.lower.flatten(1).clone(), known.upper.flatten(1).clone()
     piece = codes.long().clamp(min=0)

@@ -166,7 +166,7 @@ class _Work:
         before = self.program.giver(op.sources[0])
         alone = isinstance(before, Dense | Conv) and len(self.program.readers(before.target)) == 1
         by_channel = (codes.flatten(1) == codes.flatten(1)[:, :1]).all() if codes.ndim > 1 else True
-        slopes, offsets = _lines(op.pieces, codes)
+        slopes, offsets = op.pieces.straight(codes)
         same = bool((slopes == 1).all() and (offsets == 0).all())
         if not same and not (alone and by_channel):
             row["note"] = "every position is a straight line, but not of one kind by channel, or the layer is shared"
@@ -248,7 +248,7 @@ class _Work:
 
     def _merge_lines(self, op: Bend, before: Dense, after: list[Dense], codes: Tensor, gone: Tensor) -> Tensor:
         """Straight-line units that depend on others: the readers take over their part. Returns them, bool."""
-        slopes, offsets = _lines(op.pieces, codes)
+        slopes, offsets = op.pieces.straight(codes)
         lines = (codes >= 0) & ~gone
         # a constant that isn't 0 goes into the readers' biases
         flat = lines & (slopes == 0)
@@ -320,21 +320,9 @@ class _Work:
 
 def _silent(pieces: Pieces, codes: Tensor) -> Tensor:
     """Channels that give 0 wherever they are; (C,) bool."""
-    slopes, offsets = _lines(pieces, codes)
+    slopes, offsets = pieces.straight(codes)
     nothing = (codes >= 0) & (slopes == 0) & (offsets == 0)
     return nothing.flatten(1).all(1) if codes.ndim > 1 else nothing
-
-
-def _lines(pieces: Pieces, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Slope and offset of every unit that is a straight line; nan elsewhere."""
-    slope = torch.full(codes.shape, torch.nan, dtype=torch.float64)
-    offset = slope.clone()
-    for number, s in enumerate(pieces.slopes):
-        at = max(0, number - 1)
-        s = s.expand(codes.shape)
-        slope = torch.where(codes == number, s, slope)
-        offset = torch.where(codes == number, pieces.values[at] - s * pieces.bends[at], offset)
-    return slope, offset
 
 
 def _independent(rows: Tensor) -> tuple[Tensor, Tensor]:

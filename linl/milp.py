@@ -129,13 +129,7 @@ class Model:
         known, pieces = self.ranges[op.site], op.pieces
         piece = pieces.piece(known.lower, known.upper)[0]
         flat, units = here.flatten(1), self.open[op.target]
-        slope, offset = torch.zeros_like(known.lower[0]), torch.zeros_like(known.lower[0])
-        edges = [0, *range(len(pieces.bends))]
-        for number, s in enumerate(pieces.slopes):
-            s = s.expand_as(slope)
-            bend, value = pieces.bends[edges[number]], pieces.values[edges[number]]
-            slope = torch.where(piece == number, s, slope)
-            offset = torch.where(piece == number, value - s * bend, offset)
+        slope, offset = (torch.where(piece < 0, 0, t) for t in pieces.straight(piece))
         constant = flat @ offset.flatten()
         constant = constant + flat[:, units] @ pieces(known.lower)[0].flatten()[units] if len(units) else constant
         for number, s in enumerate(pieces.slopes):

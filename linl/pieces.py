@@ -65,12 +65,26 @@ class Pieces:
         ends = torch.stack([self(p) for p in self._points(lower, upper)])
         return ends.amin(0), ends.amax(0)
 
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """Where the pieces begin and end, from −∞ to ∞."""
+        return (-torch.inf, *self.bends, torch.inf)
+
+    def straight(self, piece: Tensor) -> tuple[Tensor, Tensor]:
+        """Slope and offset of each unit's piece, by its number, (*shape); nan where that is below 0."""
+        slope = torch.full(piece.shape, torch.nan, dtype=torch.float64)
+        offset = slope.clone()
+        for number, s in enumerate(self.slopes):
+            at, s = max(0, number - 1), s.expand(piece.shape)
+            slope = torch.where(piece == number, s, slope)
+            offset = torch.where(piece == number, self.values[at] - s * self.bends[at], offset)
+        return slope, offset
+
     def piece(self, lower: Tensor, upper: Tensor) -> Tensor:
         """The number of the piece that [lower, upper] lies in, −1 where it reaches into two; int8."""
         found = torch.full(lower.shape, -1, dtype=torch.int8, device=lower.device)
-        edges = (-torch.inf, *self.bends, torch.inf)
         for number in reversed(range(len(self.slopes))):
-            found[(lower >= edges[number]) & (upper <= edges[number + 1])] = number
+            found[(lower >= self.edges[number]) & (upper <= self.edges[number + 1])] = number
         return found
 
     def lines(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -21,9 +21,7 @@ from linl.graph import UntraceableError, activation_sites, clone, input_of, shap
 from linl.operations import Reader, attribute
 from linl.pieces import Pieces, pieces_of
 from linl.rewriting import called, open_
-
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_BACK = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+from linl.whole import adjoint
 
 
 class NoBoundRule(ValueError):  # noqa: N818 - an answer, not a fault
@@ -106,17 +104,7 @@ class Conv(Op):
 
     def backward(self, rows: Tensor) -> Tensor:
         """As in `Dense`: (N, *outputs) to (N, *inputs)."""
-        g = self.layer.geometry
-        padded = [n + low + high for n, (low, high) in zip(self.inputs[1:], g.padding, strict=True)]
-        extra = [
-            n - (out - 1) * step - span - 1
-            for n, out, step, span in zip(padded, self.outputs[1:], g.stride, g.span, strict=True)
-        ]
-        tail = [max(0, e - max(s, d) + 1) for e, s, d in zip(extra, g.stride, g.dilation, strict=True)]
-        inner = tuple(e - t for e, t in zip(extra, tail, strict=True))
-        back = _BACK[g.dims](rows, self.layer.weight, None, g.stride, 0, inner, g.groups, g.dilation)
-        cut = tuple((-low, -high + t) for (low, high), t in zip(g.padding, tail, strict=True))
-        return F.pad(back, affine.pad_argument(cut)) if any(side for pair in cut for side in pair) else back
+        return adjoint(self.layer.geometry, self.layer.weight, rows, tuple(self.inputs[1:]))
 
     def first(self, units: Tensor, like: Tensor) -> Tensor:
         """As in `Dense`."""

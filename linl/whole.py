@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linl.affine import Affine, Geometry, Size, as_dense, wide
+from linl.affine import Affine, Geometry, Size, as_dense, pad_argument, wide
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -71,13 +71,17 @@ def _returned(layer: Affine, rows: Tensor, size: Size) -> Tensor:
     largest = max(rows[0].numel(), layer.geometry.inputs * math.prod(_reach(layer.geometry, size)))
     parts = rows.split(max(1, AT_ONCE // largest))
     weight = wide(layer.weight)
-    return torch.cat([_adjoint(layer.geometry, weight, part, size) for part in parts])
+    return torch.cat([adjoint(layer.geometry, weight, part, size) for part in parts])
 
 
-def _adjoint(g: Geometry, weight: Tensor, y: Tensor, size: Size) -> Tensor:
+def adjoint(g: Geometry, weight: Tensor, y: Tensor, size: Size) -> Tensor:
+    """A convolution's linear part the other way: (N, outputs, *output size) to (N, inputs, *size)."""
     # positions after the last that the layer reads: a stride leaves them over
     spare = tuple((n - span - 1) % step for n, span, step in zip(_reach(g, size), g.span, g.stride, strict=True))
     x = _TRANSPOSED[g.dims](y, weight, None, g.stride, 0, spare, g.groups, g.dilation)
+    if g.mode == "zeros":  # what padding made up is cut off, what it cut off gets zeros
+        back = tuple((-low, -high) for low, high in g.padding)
+        return F.pad(x, pad_argument(back)) if any(side for pair in back for side in pair) else x
     for i, (n, pair) in enumerate(zip(size, g.padding, strict=True)):
         if any(pair):
             at = _sources(n, pair, g.mode).to(x.device)

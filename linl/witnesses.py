@@ -157,7 +157,7 @@ class Witnesses:
 def _inside(op: Bend, lower: Tensor, upper: Tensor) -> Tensor:
     """The piece whose inside holds [lower, upper], −1 where it touches a bend; int8."""
     found = torch.full(lower.shape, -1, dtype=torch.int8)
-    edges = (-torch.inf, *op.pieces.bends, torch.inf)
+    edges = op.pieces.edges
     for number in range(len(op.pieces.slopes)):
         found[(lower > edges[number]) & (upper < edges[number + 1])] = number
     return found

@@ -35,7 +35,7 @@ def worst(read: Program, state: Stability, points: torch.Tensor, reached: list[t
     values = read.run(points)
     for op in read.bends:
         seen, codes = values[op.sources[0]].flatten(1), state.codes[op.site]
-        edges = torch.tensor([-torch.inf, *op.pieces.bends, torch.inf], dtype=seen.dtype)
+        edges = torch.tensor(op.pieces.edges, dtype=seen.dtype)
         piece = codes.long().clamp(min=0)
         beyond = torch.maximum(edges[piece] - seen.amin(0), seen.amax(0) - edges[piece + 1])
         beyond[codes < 0] = -torch.inf

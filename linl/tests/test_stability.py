@@ -56,7 +56,7 @@ def test_claims_hold_at_points(kind, activation):
     values = read.run(torch.cat([box.sample(5000), box.corners(5000)]))
     for op in read.bends:
         seen = values[op.sources[0]].flatten(1)
-        edges = torch.tensor([-torch.inf, *op.pieces.bends, torch.inf], dtype=torch.float64)
+        edges = torch.tensor(op.pieces.edges, dtype=torch.float64)
         codes = state.codes[op.site]
         for piece in range(len(op.pieces.slopes)):
             mine = seen[:, codes == piece]
