@@ -25,28 +25,14 @@ from torch import Tensor, nn
 
 from linl.boxes import Box
 from linl.checking import shown
-from linl.program import Bend, Conv, Dense, MaxPool, Op, Program, Reshape, Sum, picks, program
+from linl.program import Bend, Conv, Dense, MaxPool, Op, Program, Reshape, Sum, picks
+from linl.ranges import Range, outward
+from linl.reading import program
+from linl.windows import Windows, is_map, way_back
 
-METHODS = ("interval", "crown")
+METHODS = ("interval", "local", "crown")
+DEPTH = 1  # activations that "local" goes back through
 ROWS = 1 << 26  # numbers of a block of rows: 512 MiB in float64
-
-
-@dataclass
-class Range:
-    """What a value can be: lower and upper, (boxes, *shape)."""
-
-    lower: Tensor
-    upper: Tensor
-
-    @property
-    def largest(self) -> Tensor:
-        """The largest magnitude."""
-        return torch.maximum(self.lower.abs(), self.upper.abs())
-
-    def __and__(self, other: Range) -> Range:
-        """The intersection. Two sound ranges that miss each other by rounding keep the common edge."""
-        lower, upper = torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper)
-        return Range(torch.minimum(lower, self.upper), torch.maximum(upper, self.lower))
 
 
 @dataclass
@@ -57,7 +43,7 @@ class Bounds:
         names: of the activations, in the order of the forward pass.
         inputs: their ranges.
         output: the network's range.
-        method: "interval" or "crown".
+        method: "interval", "local" or "crown".
         pieces: number of the linear piece each unit stays in, −1 while it may leave it; (boxes, *shape) int8.
         seconds: by stage.
     """
@@ -87,9 +73,11 @@ def bound(net: nn.Module | Program, box: Box, method: str = "crown", dtype: torc
     """Bounds on every activation's input, for all inputs in a box.
 
     Args:
-        net: in eval mode; or what `linl.program.program` made of it.
+        net: in eval mode; or what `linl.reading.program` made of it.
         box: one or several; all are bounded at once.
-        method: "interval", or "crown" (intersected with the intervals).
+        method: "interval"; "crown" (intersected with the intervals); or "local", for networks that are too large for
+            that: each activation's input from one activation back, at the start of its residual block, and CROWN for
+            the output alone.
         dtype: of the arithmetic; float32 is faster and wider.
 
     Returns: `Bounds`; a range is (boxes, *shape of the value).
@@ -112,9 +100,10 @@ class Pass:
 
     def __init__(self, read: Program, box: Box, dtype: torch.dtype = torch.float64) -> None:
         self.program, self.dtype, self.eps = read, dtype, torch.finfo(dtype).eps
-        self.box = _outward(box, dtype)
+        self.box = outward(box, dtype)
         self.ranges: dict[int, Range] = {0: self.box}
-        self.weights: dict[int, Op] = {op.target: op for op in read.to(dtype).ops}
+        self.cast = read.to(dtype)
+        self.weights: dict[int, Op] = {op.target: op for op in self.cast.ops}
         self.slack: dict[int, Tensor] = {}  # what a unit of rows' weight at a value may be off by, per layer
         self.lines: dict[int, tuple[Tensor, ...]] = {}
         self.chosen: dict[int, Tensor] = {}  # slopes below, where someone chose them for each row: (1, rows, *shape)
@@ -126,17 +115,19 @@ class Pass:
         for op in self.program.ops:
             if isinstance(op, Bend):
                 source = op.sources[0]
+                start = time.perf_counter()
                 if method == "crown":
-                    start = time.perf_counter()
                     self.tighten(source, self.open(op))
-                    spent += time.perf_counter() - start
+                elif method == "local":
+                    self.tighten_locally(source, self.open(op))
+                spent += time.perf_counter() - start
                 found[op.site] = self.ranges[source]
             self.step(op)
-        if method == "crown":
-            start = time.perf_counter()
+        start = time.perf_counter()
+        if method != "interval":
             self.tighten(self.program.output, torch.arange(math.prod(self.program.shapes[self.program.output])))
-            spent += time.perf_counter() - start
-        seconds = {"interval": time.perf_counter() - began - spent} | ({"crown": spent} if method == "crown" else {})
+        spent += time.perf_counter() - start
+        seconds = {"interval": time.perf_counter() - began - spent} | ({method: spent} if method != "interval" else {})
         bends = self.program.bends
         inputs = [found[op.site] for op in bends]
         pieces = [op.pieces.piece(r.lower, r.upper) for op, r in zip(bends, inputs, strict=True)]
@@ -161,7 +152,7 @@ class Pass:
         """The range, and what (per unit of a row's weight) coming back through this operation may be off by."""
         first, eps = given[0], self.eps
         if isinstance(op, Dense | Conv):
-            center, radius, largest = _ball(first)
+            center, radius, largest = first.ball()
             middle = op.forward(center)
             spread, size = op.forward(torch.cat([radius, largest]), absolute=True).split(len(center))
             bias = 0 if op.bias is None else op.bias.abs()
@@ -192,43 +183,61 @@ class Pass:
 
     # --- backward --------------------------------------------------------------------------------
 
-    def tighten(self, value: int, units: Tensor) -> None:
-        """CROWN bounds of some units (flat positions) of a value, intersected with its range."""
-        if not len(units) or self.exact(value):
+    def tighten(self, value: int, units: Tensor, path: list[Op] | None = None) -> None:
+        """CROWN bounds of some units (flat positions) of a value, intersected with its range.
+
+        With a path, the last operations before the value, they start from what is known there, not from the input.
+        """
+        path = self.program.upto(value) if path is None else path
+        if not len(units) or adds_nothing(path):
             return
-        known = self.ranges[value]
-        lower, upper = known.lower.flatten(1).clone(), known.upper.flatten(1).clone()
         widest = max(math.prod(shape) for shape in self.program.shapes)
-        for some in units.split(max(1, ROWS // (4 * widest * len(lower)))):
-            low, high = self.extremes(value, some)
-            better = Range(lower[:, some], upper[:, some]) & Range(low, high)
-            lower[:, some], upper[:, some] = better.lower, better.upper
-        self.ranges[value] = Range(lower.view(known.lower.shape), upper.view(known.upper.shape))
+        for some in units.split(max(1, ROWS // (4 * widest * len(self.ranges[value].lower)))):
+            self.ranges[value] = self.ranges[value].narrowed(some, *self.extremes(value, some, path))
+
+    def tighten_locally(self, value: int, units: Tensor) -> None:
+        """Bounds of some units from `DEPTH` activations back, intersected with the value's range."""
+        path = way_back(self.cast, value, DEPTH)
+        if not len(units) or adds_nothing(path):
+            return
+        if not is_map(self.cast, value, path):
+            self.tighten(value, units, path[::-1])
+            return
+        shape, known = self.program.shapes[value], self.ranges[value]
+        channels = (units // math.prod(shape[1:])).unique()
+        near = {v for op in path for v in (op.target, *op.sources)}
+        lower, upper = known.lower.clone(), known.upper.clone()
+        for box in range(len(lower)):
+            each = {v: Range(*(t[box][None] for t in (self.ranges[v].lower, self.ranges[v].upper))) for v in near}
+            low, high = Windows(self.cast, path, each).extremes(value, channels)
+            better = Range(lower[box, channels], upper[box, channels]) & Range(low, high)
+            lower[box, channels], upper[box, channels] = better.lower, better.upper
+        self.ranges[value] = Range(lower, upper)
 
     def exact(self, value: int) -> bool:
         """Whether the intervals are exact, but for rounding: one layer, and what works number by number."""
         path = self.program.upto(value)
-        mixing = [op for op in path if isinstance(op, Dense) or (isinstance(op, Conv) and not op.pointwise)]
-        return len(mixing) <= 1 and not any(isinstance(op, Bend) or len(op.sources) > 1 for op in path)
+        return adds_nothing(path) and not any(isinstance(op, Bend) for op in path)
 
-    def extremes(self, value: int, units: Tensor) -> tuple[Tensor, Tensor]:
+    def extremes(self, value: int, units: Tensor, path: list[Op]) -> tuple[Tensor, Tensor]:
         """CROWN's lower and upper bounds of some units; (boxes, units) each."""
         both = torch.cat([torch.ones(len(units)), -torch.ones(len(units))])
-        low, _ = self.least(value, units.repeat(2), both)
+        low, _ = self.least(value, units.repeat(2), both, path)
         return low[:, : len(units)], -low[:, len(units) :]
 
-    def least(self, value: int, units: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+    def least(self, value: int, units: Tensor, signs: Tensor, path: list[Op] | None = None) -> tuple[Tensor, Tensor]:
         """CROWN's lower bound of sign·unit for some units of a value.
 
         Args:
             value: its number.
             units: flat positions, (n,).
             signs: 1 or −1, (n,).
+            path: as in `tighten`.
 
         Returns: the bounds (boxes, n), and the row over the input they come from, (boxes or 1, n, *shape): the
             corner that the bound is taken at has the upper end where the row is negative.
         """
-        path = self.program.upto(value)
+        path = self.program.upto(value) if path is None else path
         like = self.ranges[0].lower
         signs = signs.to(like)
         last = self.weights[path[-1].target] if path else None  # no layer: units of the input itself
@@ -314,6 +323,7 @@ class Pass:
         total: Tensor | float = 0.0
         size: Tensor | float = 0.0  # of all that is summed: the sum itself is rounded, too
         like = next(iter(rows.values()))
+        n = like.shape[1]
         for op in reversed(path):
             here = rows.pop(op.target, None)
             if here is None:
@@ -328,15 +338,15 @@ class Pass:
                     back = rows[source] + back
                     total = total - self.eps * _dot(back.abs(), self.ranges[source].largest)
                 rows[source] = back
-        left = rows.get(0)
-        if left is None:  # nothing of the input is left: a constant
-            left = like.new_zeros(1, like.shape[1], *self.program.shapes[0])
-        center, radius, largest = _ball(self.ranges[0])
-        terms = (center[0].numel() + 8) * self.eps
-        at, around = _dot(left, center), _dot(left.abs(), radius)
-        bound = total + at - around - terms * _dot(left.abs(), largest + radius)
-        bound = bound - 4 * (len(path) + 2) * self.eps * (size + at.abs() + around)
-        return bound.expand(len(center), like.shape[1]), left
+        for value, left in rows.items():  # the input, or where the path begins
+            center, radius, largest = self.ranges[value].ball()
+            terms = (center[0].numel() + 8) * self.eps
+            at, around = _dot(left, center), _dot(left.abs(), radius)
+            total = total + at - around - terms * _dot(left.abs(), largest + radius)
+            size = size + at.abs() + around
+        bound = total - 4 * (len(path) + 2) * self.eps * size
+        shape = self.program.shapes[0]
+        return bound.expand(len(self.ranges[0].lower), n), rows.get(0, like.new_zeros(1, n, *shape))
 
     def _back(self, op: Op, here: Tensor):
         """A row's way back through one operation: (source, sign, rows, constant) for each source."""
@@ -408,8 +418,14 @@ class Pass:
         if op.target in self.chosen:
             known = self.ranges[op.sources[0]]
             below = self.chosen[op.target]
-            low = op.pieces.line_below(below, known.lower[:, None], known.upper[:, None])
+            low, _ = op.pieces.band(below, known.lower[:, None], known.upper[:, None])
         return below, low, above, high
+
+
+def adds_nothing(path: list[Op]) -> bool:
+    """Whether the way back along a path can't be tighter than intervals: one layer mixes numbers, nothing branches."""
+    mixing = [op for op in path if isinstance(op, Dense) or (isinstance(op, Conv) and not op.pointwise)]
+    return len(mixing) <= 1 and not any(len(op.sources) > 1 for op in path)
 
 
 @torch.no_grad()
@@ -431,19 +447,3 @@ def _dot(rows: Tensor, values: Tensor) -> Tensor:
     if len(rows) == len(flat) == 1:
         return (rows[0].flatten(1) @ flat[0])[None]
     return torch.matmul(rows.flatten(2), flat[:, :, None])[..., 0]
-
-
-def _ball(range_: Range) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre, radius (from the rounded centre to the farther end) and largest magnitude."""
-    center = range_.lower / 2 + range_.upper / 2
-    radius = torch.maximum(range_.upper - center, center - range_.lower)
-    return center, radius * (1 + 2 * torch.finfo(center.dtype).eps), range_.largest
-
-
-def _outward(box: Box, dtype: torch.dtype) -> Range:
-    if dtype == torch.float64:
-        return Range(box.lower, box.upper)
-    lower, upper = box.lower.to(dtype), box.upper.to(dtype)
-    inf = torch.tensor(torch.inf, dtype=dtype)
-    lower = torch.where(lower.double() > box.lower, lower.nextafter(-inf), lower)
-    return Range(lower, torch.where(upper.double() < box.upper, upper.nextafter(inf), upper))

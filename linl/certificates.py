@@ -8,9 +8,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from linl.bounds import Pass, Range
+from linl.bounds import Pass
 from linl.checking import shown
-from linl.program import Bend, Program, program
+from linl.program import Bend, Program
+from linl.reading import program
 from linl.states import PROOFS, UNDECIDED, UNSTABLE, Stability
 
 COLUMNS = (
@@ -118,12 +119,9 @@ def _proved_again(walk: Pass, op: Bend, state: Stability, against: Tensor) -> Te
     proved = _agrees(walk, op, codes)
     rests = _rests(op, state, proved, against)
     edges = torch.tensor(op.pieces.edges, dtype=torch.float64)
-    known = walk.ranges[value]
-    lower, upper = known.lower.flatten(1).clone(), known.upper.flatten(1).clone()
-    piece = codes.long().clamp(min=0)
-    lower[0, rests] = torch.maximum(lower[0, rests], edges[piece[rests]])
-    upper[0, rests] = torch.minimum(upper[0, rests], edges[piece[rests] + 1])
-    walk.ranges[value] = Range(lower.view(known.lower.shape), upper.view(known.upper.shape))
+    units = rests.nonzero()[:, 0]
+    piece = codes[units].long()
+    walk.ranges[value] = walk.ranges[value].narrowed(units, edges[piece][None], edges[piece + 1][None])
     return proved
 
 
@@ -142,8 +140,6 @@ def _agrees(walk: Pass, op: Bend, codes: Tensor) -> Tensor:
 def _optimized_again(walk: Pass, op: Bend, unit: int, state: Stability) -> None:
     """The bound with the slopes that were kept; without them, or where they fall short, with slopes found anew."""
     value, one = op.sources[0], torch.tensor([unit])
-    known = walk.ranges[value]
-    lower, upper = known.lower.flatten(1).clone(), known.upper.flatten(1).clone()
     piece, bends = int(state.codes[op.site][unit]), op.pieces.bends
     for sign, edge in ((1, bends[piece - 1] if piece else None), (-1, bends[piece] if piece < len(bends) else None)):
         if edge is None:
@@ -157,11 +153,8 @@ def _optimized_again(walk: Pass, op: Bend, unit: int, state: Stability) -> None:
                 walk.choose({})
         if found < sign * edge:
             found = max(found, walk.optimized(value, one, torch.tensor([float(sign)]))[0][0].item())
-        if sign > 0:
-            lower[0, unit] = max(lower[0, unit].item(), found)
-        else:
-            upper[0, unit] = min(upper[0, unit].item(), -found)
-    walk.ranges[value] = Range(lower.view(known.lower.shape), upper.view(known.upper.shape))
+        end = {"lower" if sign > 0 else "upper": torch.full((1, 1), sign * float(found), dtype=torch.float64)}
+        walk.ranges[value] = walk.ranges[value].narrowed(one, **end)
 
 
 def _shown_again(op: Bend, state: Stability, pieces: list[Tensor] | None) -> Tensor:

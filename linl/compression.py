@@ -23,7 +23,8 @@ from linl.checking import shown
 from linl.emitting import emit, emit_constant, leaky
 from linl.folding import fold
 from linl.pieces import Pieces
-from linl.program import Bend, Conv, Dense, MaxPool, Op, Program, Reshape, Sum, apply, program
+from linl.program import Bend, Conv, Dense, MaxPool, Op, Program, Reshape, Sum, apply
+from linl.reading import program
 from linl.states import Stability
 from linl.units import FixedTwoSlope, LiNLU, PartialLinear
 

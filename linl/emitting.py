@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from linl import rewriting
 from linl.folding import finish_
 from linl.graph import free_name
-from linl.program import Bend, Conv, Dense, MaxPool, NoBoundRule, Op, Program, Reshape, Sum
+from linl.program import Bend, Conv, Dense, MaxPool, Op, Program, Reshape, Sum
+from linl.reading import NoBoundRule
 
 PLAIN = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Hardtanh)
 """Activations that are written as they are; ReLU6 is a Hardtanh."""

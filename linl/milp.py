@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linl.bounds import Range
 from linl.program import Bend, Conv, Dense, MaxPool, Program, Reshape, Sum, picks
+from linl.ranges import Range
 
 MARGIN = 1e-6
 """Relative to the unit's range, or to its row's largest number where that is more: how near to a bend the solver's

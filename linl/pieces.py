@@ -95,8 +95,7 @@ class Pieces:
         """
         points = self._points(lower, upper)
         at = [self(p) for p in points]
-        wide = upper > lower
-        chord = torch.where(wide, (at[-1] - at[0]) / torch.where(wide, upper - lower, 1), 0)
+        chord = _chord(lower, upper, at)
         middle = lower / 2 + upper / 2
         best: list[Tensor] = []
         for slope in (chord, *(s.to(lower).expand_as(lower) for s in self.slopes)):
@@ -111,10 +110,14 @@ class Pieces:
             best[2:] = [torch.where(closer, new, old) for new, old in zip(here[2:], best[2:], strict=True)]
         return tuple(best)
 
-    def line_below(self, slope: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        """The intercept of the highest line of a given slope that lies below on [lower, upper]; differentiable."""
+    def chord(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """The slope of the line through both ends; 0 where they are one."""
+        return _chord(lower, upper, [self(lower), self(upper)])
+
+    def band(self, slope: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The intercepts of the two lines of a given slope around the function on [lower, upper]; differentiable."""
         points = self._points(lower, upper)
-        return self._intercepts(slope, points, [self(p) for p in points])[0]
+        return self._intercepts(slope, points, [self(p) for p in points])
 
     def _points(self, lower: Tensor, upper: Tensor) -> list[Tensor]:
         inside = [torch.minimum(torch.maximum(lower.new_tensor(b), lower), upper) for b in self.bends]
@@ -129,6 +132,11 @@ class Pieces:
             low, high = torch.minimum(low, gap), torch.maximum(high, gap)
             slack = torch.maximum(slack, 4 * eps * (y.abs() + (slope * p).abs() + own))
         return low - slack, high + slack
+
+
+def _chord(lower: Tensor, upper: Tensor, at: list[Tensor]) -> Tensor:
+    wide = upper > lower
+    return torch.where(wide, (at[-1] - at[0]) / torch.where(wide, upper - lower, 1), 0)
 
 
 def pieces_of(module: nn.Module, dims: int) -> Pieces | None:

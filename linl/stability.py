@@ -17,10 +17,12 @@ import time
 import torch
 from torch import Tensor, nn
 
-from linl.bounds import Pass, Range
+from linl.bounds import Pass
 from linl.boxes import Box
 from linl.milp import Model, NoModel
-from linl.program import Bend, Program, program
+from linl.program import Bend, Program
+from linl.ranges import Range
+from linl.reading import program
 from linl.states import PROOFS, UNDECIDED, UNSTABLE, Stability
 from linl.witnesses import Witnesses
 
@@ -199,18 +201,14 @@ class _Funnel:
     def _tighten(self, op: Bend, walk: Pass, units: Tensor, attack: bool) -> None:
         value, widest = op.sources[0], max(shape.numel() for shape in self.program.shapes)
         tried: list[tuple[Tensor, Tensor, float]] = []
-        known = walk.ranges[value]
-        lower, upper = known.lower.flatten(1).clone(), known.upper.flatten(1).clone()
         for some in units.split(max(1, (1 << 25) // widest)):
+            both = []
             for sign in (1.0, -1.0):
                 bound, row = walk.least(value, some, torch.full((len(some),), sign))
-                if sign > 0:
-                    lower[:, some] = torch.maximum(lower[:, some], bound)
-                else:
-                    upper[:, some] = torch.minimum(upper[:, some], -bound)
+                both.append(sign * bound)
                 tried.append((some, self._corner_of(row), -sign))
+            walk.ranges[value] = walk.ranges[value].narrowed(some, *both)
             self.left()
-        walk.ranges[value] = Range(lower.view(known.lower.shape), upper.view(known.upper.shape))
         self._learn(op, walk, "crown")
         for some, corners, sign in tried:
             open_ = torch.isin(some, self._undecided(op.site))
@@ -284,7 +282,6 @@ class _Funnel:
         before = [b for b in self.program.upto(value) if isinstance(b, Bend)]
         each = sum(self.program.shapes[b.sources[0]].numel() for b in before)
         size = max(1, (1 << 23) // max(1, each))
-        lower, upper = (t.flatten(1).clone() for t in (walk.ranges[value].lower, walk.ranges[value].upper))
         for start in range(0, len(questions), size):
             some = questions[start : start + size]
             units = torch.tensor([unit for unit, _, _ in some])
@@ -293,15 +290,10 @@ class _Funnel:
             for i, (unit, bend, up) in enumerate(some):
                 if (-bound[i] > bend) if up else (bound[i] < bend):
                     continue  # what proves nothing isn't used further on: a certificate needs no slopes for it
-                if up:
-                    upper[0, unit] = torch.minimum(upper[0, unit], -bound[i])
-                else:
-                    lower[0, unit] = torch.maximum(lower[0, unit], bound[i])
+                walk.ranges[value] = _cut(walk.ranges[value], unit, up, (-bound[i] if up else bound[i]).item())
                 kept = {target: share[i] for target, share in shares.items()}
                 self.state.shares[op.site, unit, -1 if up else 1] = kept
             self.left()
-        shape = walk.ranges[value].lower.shape
-        walk.ranges[value] = Range(lower.view(shape), upper.view(shape))
         with torch.no_grad():
             self._learn(op, walk, "optimized")
 
@@ -330,14 +322,7 @@ class _Funnel:
                 )
 
     def _believe(self, op: Bend, walk: Pass, unit: int, bend: float, up: bool) -> None:
-        value = op.sources[0]
-        range_ = walk.ranges[value]
-        lower, upper = range_.lower.flatten(1).clone(), range_.upper.flatten(1).clone()
-        if up:
-            upper[0, unit] = min(upper[0, unit].item(), bend)
-        else:
-            lower[0, unit] = max(lower[0, unit].item(), bend)
-        walk.ranges[value] = Range(lower.view(range_.lower.shape), upper.view(range_.upper.shape))
+        walk.ranges[op.sources[0]] = _cut(walk.ranges[op.sources[0]], unit, up, bend)
         self._learn(op, walk, "solver")
 
     # --- what is known ---------------------------------------------------------------------------
@@ -386,3 +371,9 @@ class _Funnel:
         if len(units):
             for corner in (self._corner_of(row), self._corner_of(-row)):
                 self._look(corner, "corners", site)
+
+
+def _cut(known: Range, unit: int, up: bool, end: float) -> Range:
+    """A range, one unit's upper (`up`) or lower end moved in."""
+    at = known.lower.new_full((1, 1), end)
+    return known.narrowed(torch.tensor([unit]), **{"upper" if up else "lower": at})

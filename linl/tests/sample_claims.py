@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 import linl
 from linl import Box, Stability
-from linl.program import Program, program
+from linl.program import Program
+from linl.reading import program
 
 BATCH = 20_000
 

@@ -1,5 +1,7 @@
 """Bounds: sound on samples and corners, equal to brute force where they are exact, never wider by CROWN."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,9 @@ from torch import nn
 
 import linl
 from linl import Box
-from linl.bounds import bound
+from linl.bounds import METHODS, bound
 from linl.pieces import pieces_of
-from linl.program import NoBoundRule, program
+from linl.reading import NoBoundRule, program
 from linl.tests.brute import extremes, small_net
 from linl.tests.small_nets import ACTIVATIONS, NETS, make
 
@@ -25,7 +27,7 @@ def test_bounds_hold_at_samples_and_corners(kind, activation):
     assert torch.allclose(values[read.output], net(x), rtol=0, atol=1e-10), "the program is the network"
     for dtype in (torch.float64, torch.float32):
         widths = {}
-        for method in ("interval", "crown"):
+        for method in METHODS:
             found = bound(read, box, method, dtype)
             for op, range_ in zip(read.bends, found.inputs, strict=True):
                 y = values[op.sources[0]]
@@ -33,7 +35,7 @@ def test_bounds_hold_at_samples_and_corners(kind, activation):
             y = values[read.output]
             assert (y >= found.output.lower).all() and (y <= found.output.upper).all()
             widths[method] = (found.output.upper - found.output.lower).sum()
-        assert widths["crown"] <= widths["interval"]
+        assert max(widths["crown"], widths["local"]) <= widths["interval"]
     if activation != "hardtanh":  # all but saturated, intervals know everything there
         assert widths["crown"] < 0.9 * widths["interval"], "CROWN finds nothing more"
 
@@ -54,10 +56,55 @@ def test_bounds_enclose_the_exact_extremes(seed):
 def test_several_boxes_at_once_are_the_boxes_one_by_one():
     net, shape = make("residual", "relu")
     x = 4 * torch.rand(3, *shape)
-    together = bound(net, Box.around(x, 0.3, batch=True))
-    for i in range(3):
-        alone = bound(net, Box.around(x[i], 0.3))
-        assert torch.allclose(together.output.lower[i], alone.output.lower[0], rtol=1e-9, atol=1e-9)
+    for method in METHODS:
+        together = bound(net, Box.around(x, 0.3, batch=True), method)
+        for i in range(3):
+            alone = bound(net, Box.around(x[i], 0.3), method)
+            assert torch.allclose(together.output.lower[i], alone.output.lower[0], rtol=1e-9, atol=1e-9)
+
+
+class Straight(nn.Module):
+    """Two convolutions of any windows around a ReLU that is always on, with a way past them where that fits."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.dims = 1 + seed % 2
+        conv = (nn.Conv1d, nn.Conv2d)[self.dims - 1]
+        self.past = seed % 3 == 0
+        pick = lambda low, high: tuple(torch.randint(low, high + 1, (self.dims,)).tolist())  # noqa: E731
+        if self.past:
+            self.first, self.second = conv(4, 6, 3, padding=1), conv(6, 4, 5, padding=2)
+        else:
+            self.first = conv(4, 6, pick(1, 3), pick(1, 2), pick(0, 2), pick(1, 2), groups=1 + seed % 2)
+            self.second = conv(6, 4, pick(1, 3), pick(1, 3), pick(0, 3), pick(1, 2), groups=2 - seed % 2)
+        self.first.bias.data += 100
+        self.relu, self.last = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x):
+        y = self.second(self.relu(self.first(x)))
+        return self.last(y + x if self.past else y)
+
+
+@pytest.mark.parametrize("wide", [1, 512])
+@pytest.mark.parametrize("seed", range(12))
+def test_windows_hold_all_that_a_unit_reads(seed, wide, monkeypatch):
+    """Where nothing bends, bounds from windows are exact: the affine map's own, at every border."""
+    monkeypatch.setattr("linl.windows.WIDE", wide)
+    net = Straight(seed).double().eval()
+    shape = (4, 9, 7)[: 1 + net.dims]
+    box = Box.around(torch.rand(*shape), 0.3)
+    net.last = nn.Identity()
+    zero, unit = torch.zeros(1, *shape).double(), torch.eye(4 * math.prod(shape[1:])).double().view(-1, *shape)
+    jacobian = (net(unit) - net(zero)).flatten(1).detach()
+    middle, half = net(box.center).flatten().detach(), 0.3 * jacobian.abs().sum(0)
+    net.last = nn.ReLU()
+    read = program(net, shape)
+    for dtype, near in ((torch.float64, 1e-9), (torch.float32, 0.02)):
+        found = bound(read, box, "local", dtype).inputs[1]
+        assert (found.lower.flatten() <= middle - half + 1e-9).all()
+        assert (found.upper.flatten() >= middle + half - 1e-9).all()
+        assert (found.upper - found.lower).flatten().sum() <= (2 * half).sum() * (1 + near) + 1e-3 * (near > 1e-3)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -101,10 +148,13 @@ def test_rounding_can_not_break_a_bound():
 def test_networks_from_the_libraries_can_be_bounded():
     net = linl.models.create("resnet18", width=0.125, stem="cifar").eval()
     box = Box.around(torch.rand(3, 32, 32), 1 / 255)
-    found = bound(net, box, "interval")
-    assert len(found.inputs) == 17
-    y = net.double()(box.sample(4))
-    assert (y >= found.output.lower).all() and (y <= found.output.upper).all()
+    y, widths = net.double()(box.sample(4)), {}
+    for method in ("interval", "local"):
+        found = bound(net, box, method, torch.float32)
+        assert len(found.inputs) == 17
+        assert (y >= found.output.lower).all() and (y <= found.output.upper).all()
+        widths[method] = (found.inputs[-1].upper - found.inputs[-1].lower).mean()
+    assert widths["local"] < 0.01 * widths["interval"], "seventeen layers of one activation's way back each"
 
 
 def test_trained_units_are_bounded_as_they_stand():

@@ -56,7 +56,8 @@ def test_the_difference_of_both_is_bounded_to_nothing():
 
     from linl.bounds import Pass, bound
     from linl.milp import Model
-    from linl.program import Bend, program
+    from linl.program import Bend
+    from linl.reading import program
 
     read = program(Difference().eval(), (inputs,))
     walk, known = Pass(read, box), {}

@@ -11,7 +11,7 @@ import linl
 from linl import Box, Stability
 from linl.bounds import Pass, bound
 from linl.milp import Model
-from linl.program import program
+from linl.reading import program
 from linl.states import PROOFS, UNDECIDED, UNSTABLE
 from linl.tests.brute import extremes, small_net
 from linl.tests.small_nets import ACTIVATIONS, NETS, make
