@@ -35,7 +35,11 @@ def load_weights_(net: nn.Module, path: str | Path) -> None:
     state = {key.replace("linear.", "fc.") if "fc.weight" in own else key: value for key, value in state.items()}
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in own]
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    wrong = [
+        f"{key} {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
     if missing or unknown or wrong:
         parts = {"missing": missing, "unknown": unknown, "of another shape": wrong}
         told = "; ".join(f"{what}: {', '.join(keys[:3])} ({len(keys)})" for what, keys in parts.items() if keys)

@@ -1,5 +1,9 @@
 """Data: splits, augmentation, order, and one clear error for what is missing or damaged."""
 
+import hashlib
+import pickle
+
+import numpy as np
 import pytest
 import torch
 
@@ -102,8 +106,48 @@ def test_damaged_data_is_told_from_missing(tmp_path, content):
         load("cifar10", tmp_path)
 
 
+@pytest.fixture
+def small_cifar100(tmp_path):
+    """A folder with 300 + 200 pictures of noise, in files as CIFAR-100 has them; and what is in them."""
+    inside, rng, written = tmp_path / "cifar-100-python", np.random.default_rng(0), {}
+    inside.mkdir()
+    for name, count in (("train", 300), ("test", 200)):
+        fine, pixels = rng.permutation(count) % 100, rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+        written[name] = {"filenames": [f"{i}.png" for i in range(count)], "batch_label": name, "data": pixels}
+        written[name] |= {"fine_labels": fine.tolist(), "coarse_labels": (fine // 5).tolist()}
+    fine, coarse = ([str(i) for i in range(count)] for count in (100, 20))
+    written["meta"] = {"fine_label_names": fine, "coarse_label_names": coarse}
+    for name, content in written.items():
+        (inside / name).write_bytes(pickle.dumps(content, protocol=2))
+    return tmp_path, written
+
+
+def test_cifar100_has_its_own_checksums(small_cifar100):
+    with pytest.raises(DataError, match="CIFAR100 under .* is incomplete or corrupt: its checksums don't match"):
+        load("cifar100", small_cifar100[0])
+
+
+def test_cifar100_is_read_with_its_hundred_labels(small_cifar100, monkeypatch):
+    from torchvision.datasets import CIFAR100
+
+    folder, written = small_cifar100
+    inside = folder / "cifar-100-python"
+    sums = {name: hashlib.md5((inside / name).read_bytes()).hexdigest() for name in written}
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", sums["test"]]])
+    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": sums["meta"]})
+    found = load("cifar100", folder, download=False)
+    assert found.num_classes == 100 and found.input_size == (3, 32, 32)
+    assert [found.size(s) for s in ("train", "validation", "test")] == [270, 30, 200]
+    images, labels = found.test
+    assert labels.tolist() == written["test"]["fine_labels"], "the hundred classes, not the twenty above them"
+    assert np.array_equal(images, written["test"]["data"].reshape(-1, 3, 32, 32)), "red, green, blue; row by row"
+    (inside / "meta").unlink()
+    with pytest.raises(DataError, match="incomplete or corrupt"):
+        load("cifar100", folder)
+
+
 def test_folders_of_pictures(tmp_path):
-    import numpy as np
     from PIL import Image
 
     rng = np.random.default_rng(0)

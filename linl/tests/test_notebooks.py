@@ -55,6 +55,13 @@ def papermill(notebook, out, *parameters):
 def test_teaching_notebooks_run(path, tmp_path):
     done = papermill(path, tmp_path / "out.ipynb")
     assert done.returncode == 0, done.stderr[-3000:]
+    shown = "".join("".join(out.get("data", {}).get("text/plain", "")) for out in outputs(tmp_path / "out.ipynb"))
+    assert "with 0 Axes" not in shown and "<matplotlib" not in shown, "a picture that one cell begins and another ends"
+
+
+def outputs(path):
+    """All outputs of an executed notebook, cell by cell."""
+    return [out for cell in cells(path) for out in cell["outputs"]]
 
 
 LINLNET = PROJECT / "notebooks" / "experiments" / "linlnet.ipynb"
