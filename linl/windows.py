@@ -29,7 +29,7 @@ from linl.devices import pick_precision
 from linl.program import Bend, Conv, MaxPool, Op, Program, Sum, apply
 from linl.ranges import Range
 
-AT_ONCE = 1 << 20  # numbers of a block of rows: they stay in the processor's cache
+AT_ONCE = 1 << 22  # numbers of a block of rows: they stay in the processor's cache
 WIDE = 512  # channels from which on matrix products beat torch's transposed convolutions of small windows
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 Block = tuple[tuple[int, int], ...]
@@ -160,14 +160,16 @@ class Windows:
         self.eps = torch.finfo(self.dtype).eps
         fast = self.dtype == torch.float32 and pick_precision("auto", torch.device("cpu")) == "bf16"
         self.rough = torch.bfloat16 if fast else self.dtype
+        self.unit = 0.51 * torch.finfo(self.rough).eps  # how far a rounded number of rows may be off, as a share
         self.middles, self.far, self.cost = {}, {}, {}
         self.weights, self.slopes = {}, {}
+        self.longest = 1  # numbers of a row
         for op in reversed(self.path):
             for source in op.sources:
                 if source not in self.middles:  # what is known ends here
                     center, radius, _ = ranges[source].ball()
                     self.middles[source] = center
-                    self.far[source], self.cost[source] = radius, radius * (1 + torch.finfo(self.rough).eps)
+                    self.far[source], self.cost[source] = radius, radius * (1 + self.unit)
             self._forward(op, ranges)
 
     def _forward(self, op: Op, ranges: dict[int, Range]) -> None:
@@ -195,7 +197,7 @@ class Windows:
             return
         known = ranges[value]
         self.far[value] = torch.maximum(known.upper - made, made - known.lower).clamp(min=0)
-        self.cost[value] = cost + torch.finfo(self.rough).eps * self.far[value]
+        self.cost[value] = cost + self.unit * self.far[value]
 
     def _layer(self, op: Conv, middle: Tensor, far: Tensor) -> Tensor:
         """What a layer's rounding costs: of its weights, where rows are rough, and of its sums."""
@@ -209,7 +211,10 @@ class Windows:
         if op.bias is not None:
             cost = cost + sums * op.bias.abs()
         if self.rough != self.dtype:
-            off = Affine(layer.geometry, (layer.weight - weight.to(self.dtype)).abs(), None)
+            off = (layer.weight - weight.to(self.dtype)).abs()
+            if _in_taps(layer.geometry):  # each tap's product is rounded
+                off = off + self.unit * layer.weight.abs()
+            off = Affine(layer.geometry, off, None)
             cost = cost + off(far) * (1 + sums)
         return cost
 
@@ -221,13 +226,13 @@ class Windows:
             at = (slice(None), *(slice(a, b) for a, b in block))
             spread[at] = self._spread(value, channels, block).T.reshape(spread[at].shape).to(spread)
         # all of it is a sum of what isn't negative: its own rounding is a share of it
-        spread = spread * (1 + 2 * torch.finfo(self.rough).eps + 1e5 * self.eps)
+        spread = spread * (1 + self.unit + 2 * (self.longest + 8) * self.eps)
         return middle - spread, middle + spread
 
     def _blocks(self, value: int, channels: int) -> list[Block]:
         """Positions in blocks: those at a border apart, whose windows can be trimmed."""
         positions = tuple(self.program.shapes[value][1:])
-        windows, numbers = {value: Window(*((n,) * len(positions) for n in (1, 0, 1)))}, channels
+        windows = {value: Window(*((n,) * len(positions) for n in (1, 0, 1)))}
         inner: Block = tuple((0, n) for n in positions)
         for op in self.path:
             window, shape = windows[op.target], self.program.shapes[op.target]
@@ -237,8 +242,8 @@ class Windows:
                 window = window.through(op.layer.geometry)
             for source in op.sources:
                 windows[source] = windows[source] | window if source in windows else window
-            numbers = max(numbers, channels * self.program.shapes[op.sources[0]][0] * math.prod(window.size))
-        each = max(1, round((AT_ONCE / numbers) ** (1 / len(positions))))
+            self.longest = max(self.longest, self.program.shapes[op.sources[0]][0] * math.prod(window.size))
+        each = max(1, round((AT_ONCE / (channels * self.longest)) ** (1 / len(positions))))
         cuts = [sorted({0, a, b, n, *range(a, b, each)}) for n, (a, b) in zip(positions, inner, strict=True)]
         return list(itertools.product(*(itertools.pairwise(c) for c in cuts)))
 
@@ -257,7 +262,7 @@ class Windows:
                     other, its = known[source]
                     both = place | its
                     row, place = place.padded(row, both) + its.padded(other, both), both
-                    spread += torch.finfo(self.rough).eps * self._paid(source, row, place, block, self.far)
+                    spread += self.unit * self._paid(source, row, place, block, self.far)
                 known[source] = (row, place)
         for source, (rows, window) in known.items():
             rows, window = window.trimmed(rows, shapes[source][1:], block)
@@ -267,7 +272,7 @@ class Windows:
     def _paid(self, value: int, rows: Tensor, window: Window, block: Block, cost: dict | None = None) -> Tensor:
         """|rows|·cost, (positions, channels)."""
         cost = (self.cost if cost is None else cost)[value][0]
-        values = (window.over(cost, block).flatten(1) * (1 + torch.finfo(self.rough).eps)).to(self.rough)
+        values = (window.over(cost, block).flatten(1) * (1 + self.unit)).to(self.rough)
         rows = rows.abs().flatten(2)
         found = values @ rows[0].T if len(rows) == 1 else torch.matmul(rows, values[:, :, None])[..., 0]
         return found.to(self.dtype)
@@ -295,7 +300,8 @@ class Windows:
         g, weight = op.layer.geometry, self.weights[op.target]
         place = window.through(g)
         part = place.reaching(tuple(op.inputs[1:]), block)
-        made = rows.new_zeros(*rows.shape[:2], *(end - before for before, end in part), g.inputs)
+        sizes = (end - before for before, end in part)
+        made = torch.zeros(*rows.shape[:2], *sizes, g.inputs, dtype=self.dtype)
         for tap in itertools.product(*map(range, g.kernel)):
             taken, put = [], []
             for i, step, width, (before, end) in zip(tap, g.dilation, window.size, part, strict=True):
@@ -305,7 +311,7 @@ class Windows:
             some = rows[(..., *taken, slice(None))]
             if some.numel():
                 made[(..., *put, slice(None))] += (some.flatten(0, -2) @ weight[tap]).view(*some.shape[:-1], -1)
-        return made, place.cut(part)
+        return made.to(self.rough), place.cut(part)
 
 
 def _in_taps(g: Geometry) -> bool:
