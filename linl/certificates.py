@@ -69,7 +69,7 @@ def verify_stability(net: nn.Module, state: Stability) -> CheckedStability:
     seen = state.witnesses.copy(read)
     pieces = seen.pieces_at(seen.points) if len(seen.points) else None
     against = seen.pieces_at(_contradicting(state))
-    walk, rows = Pass(read, state.box), {}
+    walk, rows = Pass(read, state.box, torch.float32 if state.method == "local" else torch.float64), {}
     for op in read.ops:
         if isinstance(op, Bend):
             again = _proved_again(walk, op, state, against[op.site])
@@ -112,8 +112,13 @@ def _proved_again(walk: Pass, op: Bend, state: Stability, against: Tensor) -> Te
     with torch.no_grad():
         proved = _agrees(walk, op, codes)
         wanted = walk.open(op) if later else ((codes >= 0) & ~proved).nonzero()[:, 0]
-        walk.tighten(value, wanted)
+        if any((proofs == PROOFS.index("local")).any() for proofs in state.proofs):
+            walk.tighten_locally(value, walk.open(op))
+        if state.method != "local":
+            walk.tighten(value, wanted)
         proved = _agrees(walk, op, codes)
+    if state.method == "local":
+        return proved
     for unit in ((codes >= 0) & ~proved).nonzero()[:, 0].tolist():
         _optimized_again(walk, op, unit, state)
     proved = _agrees(walk, op, codes)

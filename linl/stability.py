@@ -26,7 +26,7 @@ from linl.reading import program
 from linl.states import PROOFS, UNDECIDED, UNSTABLE, Stability
 from linl.witnesses import Witnesses
 
-METHODS = ("interval", "crown", "exact")
+METHODS = ("interval", "local", "crown", "exact")
 SAMPLES = 2048  # points and corners by chance that every analysis starts with, for networks of up to …
 RESTARTS = 16  # points by chance that each unit left is attacked from
 WORK = 1 << 24  # … so many numbers in all
@@ -48,8 +48,9 @@ def analyse(
     Args:
         net: in eval mode; activations with pieces (ReLU, ReLU6, LeakyReLU, LiNLU, …); left alone.
         box: one `Box` in the network's input space.
-        method: "interval": intervals and some sampled points. "crown": CROWN's bounds as well. "exact": attacks,
-            optimized slopes and the mixed-integer solver too, until every unit is settled or time is up.
+        method: "interval": intervals and some sampled points. "local": bounds from one activation back as well, for
+            large convolutional networks. "crown": CROWN's bounds instead. "exact": attacks, optimized slopes and the
+            mixed-integer solver too, until every unit is settled or time is up.
         time_limit: seconds for everything; None for no limit. What is settled by then is returned.
         images: (n, *shape), where to look for witnesses first; those outside the box are moved to its border.
         unit_time_limit: seconds of the solver for one question.
@@ -115,7 +116,9 @@ class _Funnel:
             with torch.no_grad():
                 self._stage("interval", self.intervals)
                 self._stage("points", lambda: self.points(images))
-                if self.method != "interval":
+                if self.method == "local":
+                    self._stage("local", self.local)
+                elif self.method != "interval":
                     self._stage("crown", self.crown)
             if self.method == "exact":
                 self._stage("solver", self.solve)
@@ -183,6 +186,16 @@ class _Funnel:
         if not images.isfinite().all():
             raise ValueError("images hold values that are no finite numbers: leave those out")
         return self.box.clip(images.detach().cpu().float())
+
+    def local(self) -> None:
+        """Bounds from one activation back, in float32, for all units of a layer at once."""
+        walk = Pass(self.program, self.box, torch.float32)
+        for op in self.program.ops:
+            if isinstance(op, Bend):
+                walk.tighten_locally(op.sources[0], walk.open(op))
+                self._learn(op, walk, "local")
+            walk.step(op)
+            self.left()
 
     def crown(self) -> None:
         """CROWN, layer by layer; where a bound leaves a unit open, the corner it was taken at is tried."""

@@ -18,7 +18,7 @@ from linl.witnesses import SOURCES, Witnesses
 
 UNDECIDED, UNSTABLE = -2, -1
 """Codes of a unit's state; from 0 on, the number of the piece it stays in."""
-PROOFS = ("", "interval", "crown", "optimized", "solver")
+PROOFS = ("", "interval", "crown", "optimized", "solver", "local")
 """What proved a unit stable, by number; an unstable unit's proof is where its witness came from."""
 FORMAT = "linl stability 1"
 
