@@ -106,7 +106,10 @@ class Pass:
         self.weights: dict[int, Op] = {op.target: op for op in self.cast.ops}
         self.slack: dict[int, Tensor] = {}  # what a unit of rows' weight at a value may be off by, per layer
         self.lines: dict[int, tuple[Tensor, ...]] = {}
-        self.chosen: dict[int, Tensor] = {}  # slopes below, where someone chose them for each row: (1, rows, *shape)
+        # where someone chose them for each row, by activation's target, (1, rows, *shape):
+        self.chosen: dict[int, Tensor] = {}  # slopes below
+        self.fixed: dict[int, Tensor] = {}  # pieces that units are assumed to be in, −1 where none
+        self.pull: dict[int, Tensor] = {}  # multipliers of those assumptions
 
     def all(self, method: str) -> Bounds:
         """Every activation's input, in order, then the output."""
@@ -225,7 +228,14 @@ class Pass:
         low, _ = self.least(value, units.repeat(2), both, path)
         return low[:, : len(units)], -low[:, len(units) :]
 
-    def least(self, value: int, units: Tensor, signs: Tensor, path: list[Op] | None = None) -> tuple[Tensor, Tensor]:
+    def least(
+        self,
+        value: int,
+        units: Tensor,
+        signs: Tensor,
+        path: list[Op] | None = None,
+        seen: dict[int, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """CROWN's lower bound of sign·unit for some units of a value.
 
         Args:
@@ -233,6 +243,7 @@ class Pass:
             units: flat positions, (n,).
             signs: 1 or −1, (n,).
             path: as in `tighten`.
+            seen: is given the rows over every activation's output, by its target.
 
         Returns: the bounds (boxes, n), and the row over the input they come from, (boxes or 1, n, *shape): the
             corner that the bound is taken at has the upper end where the row is negative.
@@ -244,13 +255,13 @@ class Pass:
         if isinstance(last, Dense | Conv):  # the rows' way through the last layer is its weights
             shaped = signs.view(-1, *[1] * len(self.program.shapes[last.sources[0]]))
             rows = {last.sources[0]: (last.first(units, like) * shaped)[None]}
-            low, row = self.lowest(rows, path[:-1])
+            low, row = self.lowest(rows, path[:-1], seen)
             if last.bias is not None:
                 low = low + signs * last.bias.broadcast_to(self.program.shapes[value]).flatten()[units]
             # the row's product with the bias is one number here; its rounding is in the slack
             return low - self.slack[value].flatten(1)[:, units], row
         rows = picks(units, self.program.shapes[value], like) * signs.view(-1, *[1] * len(self.program.shapes[value]))
-        return self.lowest({value: rows[None]}, path)
+        return self.lowest({value: rows[None]}, path, seen)
 
     def optimized(
         self, value: int, units: Tensor, signs: Tensor, steps: int = 20, rate: float = 0.2
@@ -268,7 +279,7 @@ class Pass:
         Returns: bounds (n,), and the shares they were had with: by activation's target (n, *shape), float32.
         """
         bends = [op for op in self.program.upto(value) if isinstance(op, Bend)]
-        share = {op.target: self._first_share(op, len(units)).requires_grad_() for op in bends}
+        share = {op.target: self.first_share(op, len(units)).requires_grad_() for op in bends}
         best = torch.full((len(units),), -torch.inf, dtype=self.dtype)
         kept = {target: t.detach().float() for target, t in share.items()}
         steady = {target: (torch.zeros_like(t), torch.zeros_like(t)) for target, t in share.items()}
@@ -287,13 +298,22 @@ class Pass:
             slopes = torch.autograd.grad(bound.sum(), list(share.values()), allow_unused=True)
             for (target, t), slope in zip(share.items(), slopes, strict=True):
                 if slope is not None:
-                    _ascend_(t, slope, *steady[target], step + 1, rate)
+                    ascend_(t, slope, *steady[target], step + 1, rate)
         self.choose({})
         return best, kept
 
-    def choose(self, share: dict[int, Tensor]) -> None:
-        """Slopes below for each row: shares (n, *shape) of the way from the least slope to the greatest."""
-        self.chosen = {}
+    def choose(
+        self, share: dict[int, Tensor], fixed: dict[int, Tensor] | None = None, pull: dict[int, Tensor] | None = None
+    ) -> None:
+        """For each row slopes below, and what is assumed of units; by activation's target, (n, *shape).
+
+        Args:
+            share: shares of the way from the least slope to the greatest.
+            fixed: the piece (0 or 1, of two) that a unit is assumed to be in, −1 for none. The bounds then hold
+                where the assumptions do.
+            pull: not below 0: multipliers of the assumptions (Wang et al., Beta-CROWN, NeurIPS 2021, section 3.2).
+        """
+        self.chosen, self.fixed, self.pull = {}, {}, {}
         for op in self.program.ops:
             if op.target in share:
                 low, high = op.pieces.slope_range(self.ranges[0].lower)
@@ -301,22 +321,30 @@ class Pass:
                 below = self.lines_of(op)[0]
                 own = low + share[op.target].to(self.dtype)[None] * (high - low)
                 self.chosen[op.target] = torch.where(open_, own, below)
+        for target, pieces in (fixed or {}).items():
+            self.fixed[target] = pieces[None]
+            side = torch.where(pieces < 0, 0, 2 * pieces - 1)  # on: z − bend ≥ 0; off: ≤ 0
+            self.pull[target] = (pull[target].to(self.dtype) * side)[None]
 
     def _ends(self, op: Bend) -> tuple[Tensor, Tensor]:
         known = self.ranges[op.sources[0]]
         return known.lower, known.upper
 
-    def _first_share(self, op: Bend, rows: int) -> Tensor:
+    def first_share(self, op: Bend, rows: int) -> Tensor:
+        """The shares that CROWN's own slopes are, for each of some rows."""
         low, high = op.pieces.slope_range(self.ranges[0].lower)
         below = self.lines_of(op)[0][0]
         return ((below - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).expand(rows, *below.shape[1:]).clone()
 
-    def lowest(self, rows: dict[int, Tensor], path: list[Op]) -> tuple[Tensor, Tensor]:
+    def lowest(
+        self, rows: dict[int, Tensor], path: list[Op], seen: dict[int, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """A lower bound of Σ rows·value over each box.
 
         Args:
             rows: for each value, (boxes or 1, n, *shape).
             path: the operations between the input and these values.
+            seen: as in `least`.
 
         Returns: (boxes, n), and the row over the input.
         """
@@ -329,6 +357,8 @@ class Pass:
             if here is None:
                 continue
             op = self.weights[op.target]
+            if seen is not None and isinstance(op, Bend):
+                seen[op.target] = here
             lost = _dot(here.abs(), self.slack[op.target])
             total, size = total - lost, size + lost
             for source, sign, back, constant in self._back(op, here):
@@ -368,7 +398,14 @@ class Pass:
             slack = 8 * self.eps * torch.maximum(below.abs(), above.abs()) * largest
             slack = slack + (here.shape[2:].numel() + 8) * self.eps * torch.maximum(low.abs(), high.abs())
             constant = _dot(up, low) + _dot(down, high) - _dot(up - down, slack)
-            yield op.sources[0], 1, up * below + down * above, constant
+            back = up * below + down * above
+            pull = self.pull.get(op.target)
+            if pull is not None:  # pull·(z − bend) ≥ 0 wherever the assumptions hold
+                bend = op.pieces.bends[0]
+                back = back - pull
+                constant = constant + bend * pull.flatten(2).sum(2)
+                constant = constant - self.eps * (here.shape[2:].numel() + 8) * _dot(pull.abs(), largest + abs(bend))
+            yield op.sources[0], 1, back, constant
 
     def _back_from_max(self, op: MaxPool, here: Tensor):
         """Below, a maximum is the number with the greatest lower bound; above, that number where no other can reach
@@ -419,6 +456,12 @@ class Pass:
             known = self.ranges[op.sources[0]]
             below = self.chosen[op.target]
             low, _ = op.pieces.band(below, known.lower[:, None], known.upper[:, None])
+        if op.target in self.fixed:
+            pieces = self.fixed[op.target]
+            slope, offset = (torch.nan_to_num(t).to(below) for t in op.pieces.straight(pieces))
+            sure = pieces >= 0
+            below, above = torch.where(sure, slope, below), torch.where(sure, slope, above)
+            low, high = torch.where(sure, offset, low), torch.where(sure, offset, high)
         return below, low, above, high
 
 
@@ -429,12 +472,14 @@ def adds_nothing(path: list[Op]) -> bool:
 
 
 @torch.no_grad()
-def _ascend_(value: Tensor, slope: Tensor, mean: Tensor, square: Tensor, step: int, rate: float) -> None:
-    """One step of Adam within [0, 1]; torch's own costs three seconds of imports at its first use."""
+def ascend_(
+    value: Tensor, slope: Tensor, mean: Tensor, square: Tensor, step: int, rate: float, most: float = 1.0
+) -> None:
+    """One step of Adam within [0, most]; torch's own costs three seconds of imports at its first use."""
     mean.lerp_(slope, 0.1)
     square.lerp_(slope.square(), 0.001)
     value += rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
-    value.clamp_(0, 1)
+    value.clamp_(0, most)
 
 
 def _dot(rows: Tensor, values: Tensor) -> Tensor:

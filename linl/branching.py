@@ -1,0 +1,240 @@
+"""Branch and bound on the pieces of activations: proofs that linear bounds alone don't reach, without a solver.
+
+Where a unit's bound leaves its sign open, the domain is cut in two: an activation before it is assumed in its first
+piece, or in its second. Either half is bounded by CROWN with slopes of its own and with multipliers for what is assumed
+(Wang et al., Beta-CROWN, NeurIPS 2021), many halves at once; those that stay open are cut again. The leaves, with their
+slopes and multipliers, are a proof that anyone checks by evaluating each bound once.
+Every half also names the corner of the box where its bound is least: where the unit is unstable after all, such
+corners lead to the witness.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from linl.bounds import Pass, ascend_
+from linl.program import Bend
+
+AT_ONCE = 64  # domains that are cut at a time
+TRIED = 3  # cuts that are tried for each
+STEPS = 12  # of gradient ascent on a half's slopes and multipliers
+
+
+@dataclass
+class Leaves:
+    """Parts of a domain, each with what its bound needs; by activation's target.
+
+    Attributes:
+        fixed: (n, *shape) int8, the piece that a unit is assumed to be in, −1 for none.
+        share, pull: (n, *shape) float32, slopes below and multipliers, as `linl.bounds.Pass.choose` takes them.
+    """
+
+    fixed: dict[int, Tensor]
+    share: dict[int, Tensor]
+    pull: dict[int, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.fixed.values())))
+
+    def __getitem__(self, some: Tensor | slice) -> Leaves:
+        return Leaves(*({t: v[some] for t, v in part.items()} for part in (self.fixed, self.share, self.pull)))
+
+    def __add__(self, other: Leaves) -> Leaves:
+        pairs = zip(self.parts, other.parts, strict=True)
+        return Leaves(*({t: torch.cat([v, theirs[t]]) for t, v in mine.items()} for mine, theirs in pairs))
+
+    @property
+    def parts(self) -> tuple[dict[int, Tensor], ...]:
+        """fixed, share, pull."""
+        return self.fixed, self.share, self.pull
+
+    def flat(self) -> Tensor:
+        """All of `fixed` in one matrix, (n, units of all activations)."""
+        return torch.cat([v.flatten(1) for v in self.fixed.values()], dim=1)
+
+    def cover(self) -> bool:
+        """Whether the parts are the whole domain: a tree of cuts, every cut with both its sides."""
+        return _covers(self.flat())
+
+
+def _covers(fixed: Tensor) -> bool:
+    if not len(fixed):
+        return False
+    if (fixed < 0).all(1).any():  # nothing is assumed
+        return True
+    cut = (fixed >= 0).all(0).nonzero()[:, 0]
+    if not len(cut):
+        return False
+    column = fixed[:, cut[0]]
+    rest = fixed.clone()
+    rest[:, cut[0]] = -1
+    return all(_covers(rest[column == piece]) for piece in (0, 1))
+
+
+def check(walk: Pass, value: int, unit: int, sign: float, leaves: Leaves) -> float:
+    """A lower bound of sign·unit from the parts of a domain; −∞ where they don't cover it."""
+    if not leaves.cover():
+        return -torch.inf
+    least = torch.inf
+    with torch.no_grad():
+        for start in range(0, len(leaves), 8 * AT_ONCE):
+            some = leaves[start : start + 8 * AT_ONCE]
+            walk.choose(some.share, some.fixed, some.pull)
+            bound, _ = walk.least(value, torch.full((len(some),), unit), torch.full((len(some),), sign))
+            least = min(least, bound.min().item())
+    walk.choose({})
+    return least
+
+
+class Branching:
+    """The search for one question: is sign·unit nowhere below `end`?
+
+    Args:
+        walk: with sound ranges of every value before `value`; of one box.
+        value, unit, sign, end: the question.
+        look: takes points (n, *shape) and says whether the question is settled by one of them.
+        seconds: after which the search gives up.
+    """
+
+    def __init__(
+        self, walk: Pass, value: int, unit: int, sign: float, end: float, look: Callable[[Tensor], bool], seconds: float
+    ) -> None:
+        self.walk, self.value, self.unit, self.sign, self.end, self.look = walk, value, unit, sign, end, look
+        self.until = time.perf_counter() + seconds
+        self.bends = [op for op in walk.program.upto(value) if isinstance(op, Bend)]
+        self.domains = 0
+
+    def run(self) -> Leaves | None:
+        """The leaves of a proof; None where there is none: a point was found, or time is up."""
+        shapes = {op.target: self.walk.program.shapes[op.target] for op in self.bends}
+        first = Leaves(
+            {t: torch.full((1, *shape), -1, dtype=torch.int8) for t, shape in shapes.items()},
+            {op.target: self.walk.first_share(op, 1).float() for op in self.bends},
+            {t: torch.zeros(1, *shape) for t, shape in shapes.items()},
+        )
+        bound, first, score = self._bound(first, STEPS)
+        if bound is None:
+            return None
+        proved = first[bound >= self.end]
+        open_, scores = first[bound < self.end], score[bound < self.end]
+        while len(open_):
+            if time.perf_counter() > self.until:
+                return None
+            halves = self._halves(open_[-AT_ONCE:], scores[-AT_ONCE:])
+            if halves is None:
+                return None
+            bound, halves, score = self._bound(halves, STEPS)
+            if bound is None:
+                return None
+            self.domains += len(bound)
+            sure = bound >= self.end
+            order = bound[~sure].argsort(descending=True)  # the worst last: it is cut first
+            proved = proved + halves[sure]
+            open_ = open_[:-AT_ONCE] + halves[~sure][order]
+            scores = torch.cat([scores[:-AT_ONCE], score[~sure][order]])
+        return proved
+
+    def _halves(self, parents: Leaves, scores: Tensor) -> Leaves | None:
+        """Each domain cut in two at the unit that lifts the worse half most, of those with the highest scores."""
+        best = scores.topk(min(TRIED, scores.shape[1]), dim=1)
+        if (best.values[:, 0] <= 0).any():
+            return None  # nothing is left to cut, and the bound is no proof
+        n, tried = best.indices.shape
+        each = torch.arange(n).repeat_interleave(2 * tried)
+        units = best.indices.repeat_interleave(2, dim=1).flatten()
+        pieces = torch.tensor([0, 1], dtype=torch.int8).repeat(n * tried)
+        halves = _cut(parents[each], units, pieces)
+        bound, _ = self._evaluate(halves)
+        worse = bound.view(n, tried, 2).amin(2)
+        worse[best.values <= 0] = -torch.inf
+        chosen = worse.argmax(1)
+        at = (torch.arange(n) * tried + chosen)[:, None] * 2 + torch.arange(2)
+        return halves[at.flatten()]
+
+    @torch.no_grad()
+    def _evaluate(self, leaves: Leaves) -> tuple[Tensor, Tensor]:
+        self.walk.choose(leaves.share, leaves.fixed, leaves.pull)
+        n = len(leaves)
+        bound, row = self.walk.least(self.value, torch.full((n,), self.unit), torch.full((n,), self.sign))
+        self.walk.choose({})
+        return bound[0], row[0]
+
+    def _bound(self, leaves: Leaves, steps: int) -> tuple[Tensor | None, Leaves, Tensor]:
+        """Bounds by gradient ascent, what they were had with, and how much each unit's lines cost (n, units).
+
+        The bounds are None if a point settled the question.
+        """
+        walk, n = self.walk, len(leaves)
+        units, signs = torch.full((n,), self.unit), torch.full((n,), self.sign)
+        share = {t: v.double().requires_grad_() for t, v in leaves.share.items()}
+        pull = {t: v.double().requires_grad_() for t, v in leaves.pull.items()}
+        variables = [*share.values(), *pull.values()]
+        steady = [(torch.zeros_like(v), torch.zeros_like(v)) for v in variables]
+        best = torch.full((n,), -torch.inf, dtype=torch.float64)
+        kept = Leaves(leaves.fixed, *({t: v.clone() for t, v in part.items()} for part in leaves.parts[1:]))
+        for step in range(steps + 1):
+            with torch.enable_grad():
+                walk.choose({t: _rounded(v) for t, v in share.items()}, leaves.fixed,
+                            {t: _rounded(v) for t, v in pull.items()})  # fmt: skip
+                bound, row = walk.least(self.value, units, signs)
+            better = bound[0].detach() > best
+            best = torch.where(better, bound[0].detach(), best)
+            for mine, now in ((kept.share, share), (kept.pull, pull)):
+                for t, v in now.items():
+                    mine[t][better] = v.detach().float()[better]
+            if step == steps or bool((best >= self.end).all()):
+                break
+            slopes = torch.autograd.grad(bound.sum(), variables, allow_unused=True)
+            for i, (v, slope) in enumerate(zip(variables, slopes, strict=True)):
+                if slope is not None:
+                    shared = i < len(share)
+                    ascend_(v, slope, *steady[i], step + 1, 0.25 if shared else 0.05, 1.0 if shared else torch.inf)
+        box = walk.ranges[0]
+        corners = torch.where(row[0].detach() < 0, box.upper[0], box.lower[0])
+        walk.choose({})
+        if self.look(corners[best < self.end]):
+            return None, kept, best
+        return best, kept, self._scores(kept)
+
+    def _scores(self, leaves: Leaves) -> Tensor:
+        """How much a unit's lines are apart, times its weight in the row: what a cut there may give. (n, units)"""
+        rows = {}
+        self.walk.choose(leaves.share, leaves.fixed, leaves.pull)
+        n = len(leaves)
+        with torch.no_grad():
+            self.walk.least(self.value, torch.full((n,), self.unit), torch.full((n,), self.sign), seen=rows)
+        self.walk.choose({})
+        found = []
+        for op in self.bends:
+            known = self.walk.ranges[op.sources[0]]
+            below, low, above, high = self.walk.lines_of(op)
+            mid = 0.0 if len(op.pieces.bends) > 1 else op.pieces.bends[0]
+            gap = ((above * mid + high) - (below * mid + low)).clamp(min=0)[0]
+            open_ = (op.pieces.piece(known.lower, known.upper)[0] < 0) & (leaves.fixed[op.target] < 0)
+            if len(op.pieces.bends) > 1:
+                open_ = torch.zeros_like(open_)  # three pieces: no cut here
+            here = rows.get(op.target)
+            score = torch.zeros(n, *open_.shape[1:]) if here is None else here[0].abs() * gap
+            found.append((score * open_).flatten(1))
+        return torch.cat(found, dim=1)
+
+
+def _rounded(value: Tensor) -> Tensor:
+    """The value as float32 keeps it, its gradient as if it weren't rounded."""
+    return value + (value.detach().float().to(value.dtype) - value.detach())
+
+
+def _cut(parents: Leaves, units: Tensor, pieces: Tensor) -> Leaves:
+    """Each domain with one more unit (by its number in `flat`) assumed in a piece."""
+    fixed, start = {}, 0
+    for t, v in parents.fixed.items():
+        flat, count = v.flatten(1).clone(), v[0].numel()
+        mine = ((units >= start) & (units < start + count)).nonzero()[:, 0]
+        flat[mine, units[mine] - start] = pieces[mine]
+        fixed[t], start = flat.view(v.shape), start + count
+    return Leaves(fixed, parents.share, parents.pull)
