@@ -99,6 +99,9 @@ RECIPES: dict[str, Recipe] = {
     "stability": Recipe(epochs=120, batch_size=128, weight_decay=0.0, decay_every=50, init="kaiming"),
     "stability-short": Recipe(epochs=60, batch_size=128, weight_decay=0.0, decay_every=25, init="kaiming"),
     "stability-digits": Recipe(epochs=60, batch_size=32, weight_decay=0.0, decay_every=25, init="kaiming"),
+    # ours, for a few epochs: units and ReLUs by one schedule; no decay, which would pull at p and at stability
+    "linear-stable": Recipe(epochs=10, batch_size=256, lr=5e-2, unit_lr=5e-3, weight_decay=0.0, unit_weight_decay=0.0, schedule="onecycle", init="kaiming"),  # noqa: E501
+    "linear-stable-digits": Recipe(epochs=12, batch_size=32, lr=3e-2, unit_lr=3e-3, weight_decay=0.0, unit_weight_decay=0.0, schedule="onecycle", init="kaiming"),  # noqa: E501
 }  # fmt: skip
 """Named settings. LiNLNet's are the published code's; the short ones are ours and say so in tables."""
 
