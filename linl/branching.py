@@ -21,8 +21,9 @@ from linl.bounds import Pass, ascend_
 from linl.program import Bend
 
 AT_ONCE = 64  # domains that are cut at a time
-TRIED = 3  # cuts that are tried for each
-STEPS = 12  # of gradient ascent on a half's slopes and multipliers
+TRIED = 12  # cuts that are tried for each
+STEPS = 8  # of gradient ascent on a half's slopes and multipliers
+MORE = 300  # likewise, where nothing is left to cut
 
 
 @dataclass
@@ -110,13 +111,18 @@ class Branching:
         self.domains = 0
 
     def run(self) -> Leaves | None:
-        """The leaves of a proof; None where there is none: a point was found, or time is up."""
+        """The leaves of a proof; None where there is none: a point was found, time is up, or nothing is left to cut."""
+        if not self.bends:
+            return None
         shapes = {op.target: self.walk.program.shapes[op.target] for op in self.bends}
         first = Leaves(
             {t: torch.full((1, *shape), -1, dtype=torch.int8) for t, shape in shapes.items()},
             {op.target: self.walk.first_share(op, 1).float() for op in self.bends},
             {t: torch.zeros(1, *shape) for t, shape in shapes.items()},
         )
+        rows = self._rows(first)
+        # multipliers are found in shares of what they are weighed against
+        self.size = {t: float(rows[t].abs().max()) if t in rows else 0.0 for t in shapes}
         bound, first, score = self._bound(first, STEPS)
         if bound is None:
             return None
@@ -125,9 +131,14 @@ class Branching:
         while len(open_):
             if time.perf_counter() > self.until:
                 return None
+            whole = scores.amax(1) <= 0
+            if whole.any():
+                bound, last, _ = self._bound(open_[whole], MORE)
+                if bound is None or bool((bound < self.end).any()):
+                    return None
+                proved, open_, scores = proved + last, open_[~whole], scores[~whole]
+                continue
             halves = self._halves(open_[-AT_ONCE:], scores[-AT_ONCE:])
-            if halves is None:
-                return None
             bound, halves, score = self._bound(halves, STEPS)
             if bound is None:
                 return None
@@ -139,11 +150,9 @@ class Branching:
             scores = torch.cat([scores[:-AT_ONCE], score[~sure][order]])
         return proved
 
-    def _halves(self, parents: Leaves, scores: Tensor) -> Leaves | None:
+    def _halves(self, parents: Leaves, scores: Tensor) -> Leaves:
         """Each domain cut in two at the unit that lifts the worse half most, of those with the highest scores."""
         best = scores.topk(min(TRIED, scores.shape[1]), dim=1)
-        if (best.values[:, 0] <= 0).any():
-            return None  # nothing is left to cut, and the bound is no proof
         n, tried = best.indices.shape
         each = torch.arange(n).repeat_interleave(2 * tried)
         units = best.indices.repeat_interleave(2, dim=1).flatten()
@@ -172,19 +181,19 @@ class Branching:
         walk, n = self.walk, len(leaves)
         units, signs = torch.full((n,), self.unit), torch.full((n,), self.sign)
         share = {t: v.double().requires_grad_() for t, v in leaves.share.items()}
-        pull = {t: v.double().requires_grad_() for t, v in leaves.pull.items()}
+        pull = {t: (v.double() / (self.size[t] or 1)).requires_grad_() for t, v in leaves.pull.items()}
         variables = [*share.values(), *pull.values()]
         steady = [(torch.zeros_like(v), torch.zeros_like(v)) for v in variables]
         best = torch.full((n,), -torch.inf, dtype=torch.float64)
         kept = Leaves(leaves.fixed, *({t: v.clone() for t, v in part.items()} for part in leaves.parts[1:]))
         for step in range(steps + 1):
             with torch.enable_grad():
-                walk.choose({t: _rounded(v) for t, v in share.items()}, leaves.fixed,
-                            {t: _rounded(v) for t, v in pull.items()})  # fmt: skip
+                used = {t: _rounded(v * self.size[t]) for t, v in pull.items()}
+                walk.choose({t: _rounded(v) for t, v in share.items()}, leaves.fixed, used)
                 bound, row = walk.least(self.value, units, signs)
             better = bound[0].detach() > best
             best = torch.where(better, bound[0].detach(), best)
-            for mine, now in ((kept.share, share), (kept.pull, pull)):
+            for mine, now in ((kept.share, share), (kept.pull, used)):
                 for t, v in now.items():
                     mine[t][better] = v.detach().float()[better]
             if step == steps or bool((best >= self.end).all()):
@@ -193,7 +202,14 @@ class Branching:
             for i, (v, slope) in enumerate(zip(variables, slopes, strict=True)):
                 if slope is not None:
                     shared = i < len(share)
-                    ascend_(v, slope, *steady[i], step + 1, 0.25 if shared else 0.05, 1.0 if shared else torch.inf)
+                    ascend_(
+                        v,
+                        slope,
+                        *steady[i],
+                        step + 1,
+                        (0.1 if shared else 0.05) * 0.98**step,
+                        1.0 if shared else torch.inf,
+                    )
         box = walk.ranges[0]
         corners = torch.where(row[0].detach() < 0, box.upper[0], box.lower[0])
         walk.choose({})
@@ -201,15 +217,19 @@ class Branching:
             return None, kept, best
         return best, kept, self._scores(kept)
 
-    def _scores(self, leaves: Leaves) -> Tensor:
-        """How much a unit's lines are apart, times its weight in the row: what a cut there may give. (n, units)"""
-        rows = {}
+    @torch.no_grad()
+    def _rows(self, leaves: Leaves) -> dict[int, Tensor]:
+        """The rows over every activation's output, by its target, (1, n, *shape)."""
+        rows: dict[int, Tensor] = {}
         self.walk.choose(leaves.share, leaves.fixed, leaves.pull)
         n = len(leaves)
-        with torch.no_grad():
-            self.walk.least(self.value, torch.full((n,), self.unit), torch.full((n,), self.sign), seen=rows)
+        self.walk.least(self.value, torch.full((n,), self.unit), torch.full((n,), self.sign), seen=rows)
         self.walk.choose({})
-        found = []
+        return rows
+
+    def _scores(self, leaves: Leaves) -> Tensor:
+        """How much a unit's lines are apart, times its weight in the row: what a cut there may give. (n, units)"""
+        rows, n, found = self._rows(leaves), len(leaves), []
         for op in self.bends:
             known = self.walk.ranges[op.sources[0]]
             below, low, above, high = self.walk.lines_of(op)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from linl.bounds import Pass
+from linl.branching import Branching, check
 from linl.checking import shown
 from linl.program import Bend, Program
 from linl.reading import program
@@ -17,6 +18,7 @@ from linl.states import PROOFS, UNDECIDED, UNSTABLE, Stability
 COLUMNS = (
     "layer", "stable", "bound", "solver", "not_proved", "unstable", "witness", "not_shown", "undecided",
 )  # fmt: skip
+SECONDS = 30.0  # for a unit whose kept parts of the box prove it no more
 POINTS = 64  # by chance, and as many corners
 
 
@@ -119,8 +121,9 @@ def _proved_again(walk: Pass, op: Bend, state: Stability, against: Tensor) -> Te
         proved = _agrees(walk, op, codes)
     if state.method == "local":
         return proved
-    for unit in ((codes >= 0) & ~proved).nonzero()[:, 0].tolist():
-        _optimized_again(walk, op, unit, state)
+    _as_kept(walk, op, state)
+    for unit in ((codes >= 0) & ~_agrees(walk, op, codes)).nonzero()[:, 0].tolist():
+        _proved_anew(walk, op, unit, state)
     proved = _agrees(walk, op, codes)
     rests = _rests(op, state, proved, against)
     edges = torch.tensor(op.pieces.edges, dtype=torch.float64)
@@ -142,24 +145,40 @@ def _agrees(walk: Pass, op: Bend, codes: Tensor) -> Tensor:
     return (codes >= 0) & (op.pieces.piece(known.lower, known.upper)[0].flatten() == codes)
 
 
-def _optimized_again(walk: Pass, op: Bend, unit: int, state: Stability) -> None:
-    """The bound with the slopes that were kept; without them, or where they fall short, with slopes found anew."""
+def _as_kept(walk: Pass, op: Bend, state: Stability) -> None:
+    """Bounds with the slopes that the state keeps for units of this activation, all at once."""
+    value = op.sources[0]
+    for sign, side in ((1, "lower"), (-1, "upper")):
+        units = sorted(unit for site, unit, kept in state.shares if (site, kept) == (op.site, sign))
+        for some in torch.tensor(units, dtype=torch.long).split(1 << 10):
+            if len(some):
+                kept = [state.shares[op.site, unit, sign] for unit in some.tolist()]
+                with torch.no_grad():
+                    walk.choose({target: torch.stack([each[target] for each in kept]) for target in kept[0]})
+                    bound, _ = walk.least(value, some, torch.full((len(some),), float(sign)))
+                    walk.choose({})
+                walk.ranges[value] = walk.ranges[value].narrowed(some, **{side: sign * bound})
+
+
+def _proved_anew(walk: Pass, op: Bend, unit: int, state: Stability) -> None:
+    """A unit's bounds through the parts of the box that the state keeps; else with slopes, or parts, found anew."""
     value, one = op.sources[0], torch.tensor([unit])
     piece, bends = int(state.codes[op.site][unit]), op.pieces.bends
     for sign, edge in ((1, bends[piece - 1] if piece else None), (-1, bends[piece] if piece < len(bends) else None)):
-        if edge is None:
+        known = walk.ranges[value]
+        end = (known.lower if sign > 0 else -known.upper).flatten()[unit].item()
+        if edge is None or end >= sign * edge:
             continue
-        shares = state.shares.get((op.site, unit, sign))
-        found = -torch.inf
-        if shares is not None:
-            with torch.no_grad():
-                walk.choose({target: share[None] for target, share in shares.items()})
-                found = walk.least(value, one, torch.tensor([float(sign)]))[0][0, 0]
-                walk.choose({})
-        if found < sign * edge:
-            found = max(found, walk.optimized(value, one, torch.tensor([float(sign)]))[0][0].item())
-        end = {"lower" if sign > 0 else "upper": torch.full((1, 1), sign * float(found), dtype=torch.float64)}
-        walk.ranges[value] = walk.ranges[value].narrowed(one, **end)
+        tree = state.trees.get((op.site, unit, sign))
+        if tree is not None:
+            end = check(walk, value, unit, float(sign), tree)
+        if end < sign * edge:
+            end = walk.optimized(value, one, torch.tensor([float(sign)]))[0][0].item()
+        if end < sign * edge and tree is not None:
+            leaves = Branching(walk, value, unit, float(sign), sign * edge, lambda points: False, SECONDS).run()
+            end = sign * edge if leaves is not None else end
+        at = torch.full((1, 1), sign * end, dtype=torch.float64)
+        walk.ranges[value] = known.narrowed(one, **{"lower" if sign > 0 else "upper": at})
 
 
 def _shown_again(op: Bend, state: Stability, pieces: list[Tensor] | None) -> Tensor:

@@ -1,8 +1,8 @@
 """Which units of which activations never leave one linear piece on a box, each with its proof.
 
 A funnel, cheapest evidence first. Points that show a unit in two pieces settle that it is unstable; bounds settle
-that it is stable: intervals, CROWN, CROWN with optimized slopes, then a mixed-integer solver. What none of them
-settles is "undecided". Data alone never makes a unit stable here: it can only make it unstable.
+that it is stable: intervals, CROWN, CROWN with optimized slopes, branch and bound, then a mixed-integer solver.
+What none of them settles is "undecided". Data alone never makes a unit stable here: it can only make it unstable.
 
 The states are those of Kumar et al. (arXiv 1905.11428) and Serra et al. (2001.00218, 2102.07804): "inactive" if the
 input of the activation is never above 0 on the box, "active" if never below. For a unit with three pieces (ReLU6,
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from linl.bounds import Pass
 from linl.boxes import Box
+from linl.branching import Branching
 from linl.milp import Model, NoModel
 from linl.program import Bend, Program
 from linl.ranges import Range
@@ -29,6 +30,7 @@ from linl.witnesses import Witnesses
 METHODS = ("interval", "local", "crown", "exact")
 SAMPLES = 2048  # points and corners by chance that every analysis starts with, for networks of up to …
 RESTARTS = 16  # points by chance that each unit left is attacked from
+BRANCHING = 30.0  # seconds of branch and bound for a unit, at most
 WORK = 1 << 24  # … so many numbers in all
 
 
@@ -49,11 +51,11 @@ def analyse(
         net: in eval mode; activations with pieces (ReLU, ReLU6, LeakyReLU, LiNLU, …); left alone.
         box: one `Box` in the network's input space.
         method: "interval": intervals and some sampled points. "local": bounds from one activation back as well, for
-            large convolutional networks. "crown": CROWN's bounds instead. "exact": attacks, optimized slopes and the
-            mixed-integer solver too, until every unit is settled or time is up.
+            large convolutional networks. "crown": CROWN's bounds instead. "exact": attacks, optimized slopes,
+            branch and bound and the mixed-integer solver too, until every unit is settled or time is up.
         time_limit: seconds for everything; None for no limit. What is settled by then is returned.
         images: (n, *shape), where to look for witnesses first; those outside the box are moved to its border.
-        unit_time_limit: seconds of the solver for one question.
+        unit_time_limit: seconds of the solver for one question, and half as many of branch and bound before.
         seed: of the sampled points.
         state: an earlier answer for this network and box, to go on from.
 
@@ -106,7 +108,7 @@ class _Funnel:
         for name in ("codes", "proofs", "lower", "upper", "when"):
             setattr(mine, name, [t.clone() for t in getattr(state, name)])
         mine.witnesses, mine.shares = state.witnesses.copy(self.program), dict(state.shares)
-        mine.seconds = dict(state.seconds)
+        mine.trees, mine.seconds = dict(state.trees), dict(state.seconds)
 
     # --- stages ----------------------------------------------------------------------------------
 
@@ -250,7 +252,14 @@ class _Funnel:
             self.left()
 
     def solve(self) -> None:
-        """Optimized slopes, then the solver, for each unit that is left, layer by layer."""
+        """Optimized slopes for what is left; then sharper bounds of all before it, branch and bound, and the solver."""
+        self._refine(self._optimize)
+        if not self.state.decided:
+            last = max(site for site, codes in enumerate(self.state.codes) if (codes == UNDECIDED).any())
+            self._refine(self._settle, last)
+
+    def _refine(self, work, last: int = -1) -> None:
+        """One walk, layer by layer: `work` on each activation's undecided units, sharper bounds before the last."""
         walk, known = self._pass(), {}
         for op in self.program.ops:
             if isinstance(op, Bend):
@@ -259,13 +268,21 @@ class _Funnel:
                 before = self.first.ranges.get(value)
                 if before is not None:
                     walk.ranges[value] = walk.ranges[value] & before
-                self._optimize(op, walk)
                 if len(self._undecided(op.site)):
-                    self._ask(op, walk, known)
+                    work(op, walk, known)
+                if op.site < last:
+                    self._sharpen(op, walk)
                 self._clip(op, walk)
                 known[op.site] = walk.ranges[value]
             with torch.no_grad():
                 walk.step(op)
+
+    def _settle(self, op: Bend, walk: Pass, known: dict[int, Range]) -> None:
+        """All that is left to try for an activation's undecided units."""
+        self._optimize(op, walk, known)
+        self._branch(op, walk)
+        if len(self._undecided(op.site)):
+            self._ask(op, walk, known)
 
     def _questions(self, op: Bend) -> list[tuple[int, float, bool]]:
         """(unit, bend, up): what has to be impossible for each undecided unit to be stable."""
@@ -287,14 +304,12 @@ class _Funnel:
     def _piece_at_center(self, op: Bend) -> Tensor:
         return self.state.witnesses.pieces_at(self.box.center)[op.site][0]
 
-    def _optimize(self, op: Bend, walk: Pass) -> None:
+    def _optimize(self, op: Bend, walk: Pass, known: dict[int, Range]) -> None:
         """CROWN with slopes of each unit's own, for the sides that are open."""
         questions, value = self._questions(op), op.sources[0]
         if not questions or walk.exact(value):
             return
-        before = [b for b in self.program.upto(value) if isinstance(b, Bend)]
-        each = sum(self.program.shapes[b.sources[0]].numel() for b in before)
-        size = max(1, (1 << 23) // max(1, each))
+        size = self._rows_at_once(value)
         for start in range(0, len(questions), size):
             some = questions[start : start + size]
             units = torch.tensor([unit for unit, _, _ in some])
@@ -310,6 +325,45 @@ class _Funnel:
         with torch.no_grad():
             self._learn(op, walk, "optimized")
 
+    def _rows_at_once(self, value: int) -> int:
+        before = [op for op in self.program.upto(value) if isinstance(op, Bend)]
+        return max(1, (1 << 23) // max(1, sum(self.program.shapes[op.sources[0]].numel() for op in before)))
+
+    def _sharpen(self, op: Bend, walk: Pass) -> None:
+        """Optimized slopes for both sides of every open unit, whose range later bounds and the solver rest on."""
+        value = op.sources[0]
+        if walk.exact(value):
+            return
+        for units in walk.open(op).split(self._rows_at_once(value)):
+            for sign in (1, -1):
+                bound, shares = walk.optimized(value, units, torch.full((len(units),), float(sign)))
+                walk.ranges[value] = walk.ranges[value].narrowed(
+                    units, **({"lower": bound[None]} if sign > 0 else {"upper": -bound[None]})
+                )
+                for i, unit in enumerate(units.tolist()):
+                    self.state.shares[op.site, unit, sign] = {target: share[i] for target, share in shares.items()}
+                self.left()
+        with torch.no_grad():
+            self._learn(op, walk, "optimized")
+
+    def _branch(self, op: Bend, walk: Pass) -> None:
+        """Branch and bound, unit by unit."""
+        value = op.sources[0]
+        for unit, bend, up in self._questions(op):
+            codes, sign = self.state.codes[op.site], -1 if up else 1
+
+            def settled(points: Tensor, unit: int = unit, codes: Tensor = codes) -> bool:
+                if len(points):
+                    self._look(points, "corners", op.site)
+                return bool(codes[unit] != UNDECIDED)
+
+            if not settled(self.box.center):
+                seconds = min(self.left(), self.unit_limit / 2, BRANCHING)
+                leaves = Branching(walk, value, unit, float(sign), sign * bend, settled, seconds).run()
+                if leaves is not None:
+                    self.state.trees[op.site, unit, sign] = leaves
+                    self._believe(op, walk, unit, bend, up, "branching")
+
     def _ask(self, op: Bend, walk: Pass, known: dict[int, Range]) -> None:
         """The solver, unit by unit."""
         try:
@@ -324,7 +378,7 @@ class _Funnel:
             with torch.no_grad():
                 answer = model.cross(unit, bend, up, walk.ranges[op.sources[0]], min(self.left(), self.unit_limit))
                 if answer.verdict == "impossible":
-                    self._believe(op, walk, unit, bend, up)
+                    self._believe(op, walk, unit, bend, up, "solver")
                 elif answer.point is not None:
                     self._look(torch.stack([answer.point, self.box.center[0]]), "solver", op.site)
             if self.state.codes[op.site][unit] == UNDECIDED and answer.point is not None:
@@ -334,9 +388,10 @@ class _Funnel:
                     f"{op.name} {unit}: the solver said {answer.status!r} after {answer.seconds:.1f} s"
                 )
 
-    def _believe(self, op: Bend, walk: Pass, unit: int, bend: float, up: bool) -> None:
+    def _believe(self, op: Bend, walk: Pass, unit: int, bend: float, up: bool, proof: str) -> None:
         walk.ranges[op.sources[0]] = _cut(walk.ranges[op.sources[0]], unit, up, bend)
-        self._learn(op, walk, "solver")
+        with torch.no_grad():
+            self._learn(op, walk, proof)
 
     # --- what is known ---------------------------------------------------------------------------
 

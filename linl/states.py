@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from linl.boxes import Box
+from linl.branching import Leaves
 from linl.checking import shown
 from linl.pieces import STATES
 from linl.witnesses import SOURCES, Witnesses
 
 UNDECIDED, UNSTABLE = -2, -1
 """Codes of a unit's state; from 0 on, the number of the piece it stays in."""
-PROOFS = ("", "interval", "crown", "optimized", "solver", "local")
+PROOFS = ("", "interval", "crown", "optimized", "solver", "local", "branching")
 """What proved a unit stable, by number; an unstable unit's proof is where its witness came from."""
 FORMAT = "linl stability 1"
 
@@ -36,7 +37,8 @@ class Stability:
         lower, upper: for each activation (units,) float64, sound bounds of its input.
         when: for each activation (units,) float32, seconds into the analysis when the unit was settled.
         witnesses: the points that show units unstable.
-        shares: slopes that "optimized" proofs need: (site, unit, sign) to shares by activation's target.
+        shares: slopes that "optimized" proofs and later ones need: (site, unit, sign) to shares by activation's target.
+        trees: parts of the box that "branching" proofs go through: (site, unit, sign) to `linl.branching.Leaves`.
         seconds: by stage.
         method: which was asked for.
         notes: what went wrong or was left out, in words.
@@ -53,6 +55,7 @@ class Stability:
     when: list[Tensor]
     witnesses: Witnesses
     shares: dict[tuple[int, int, int], dict[int, Tensor]] = field(default_factory=dict)
+    trees: dict[tuple[int, int, int], Leaves] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     method: str = "exact"
     notes: list[str] = field(default_factory=list)
@@ -139,6 +142,9 @@ class Stability:
         for (site, unit, sign), shares in self.shares.items():
             for target, share in shares.items():
                 tensors[f"share/{site}/{unit}/{sign}/{target}"] = share
+        for (site, unit, sign), leaves in self.trees.items():
+            for name, part in zip(_PARTS, leaves.parts, strict=True):
+                tensors |= {f"tree/{site}/{unit}/{sign}/{target}/{name}": t for target, t in part.items()}
         words = {
             "format": FORMAT, "names": self.names, "shapes": [list(shape) for shape in self.shapes],
             "method": self.method, "seconds": self.seconds, "notes": self.notes, "fingerprint": self.fingerprint,
@@ -191,13 +197,20 @@ class Stability:
             if key.startswith("share/"):
                 site, unit, sign, target = map(int, key.split("/")[1:])
                 shares.setdefault((site, unit, sign), {})[target] = share
+        trees: dict[tuple[int, int, int], Leaves] = {}
+        for key, part in tensors.items():
+            if key.startswith("tree/"):
+                *where, target = map(int, key.split("/")[1:5])
+                leaves = trees.setdefault(tuple(where), Leaves({}, {}, {}))
+                getattr(leaves, key.rpartition("/")[2])[target] = part
         by_site = {name: [tensors[f"{site}/{name}"] for site in sites] for name in _BY_SITE}
         return cls(
             names=words["names"], shapes=[torch.Size(shape) for shape in words["shapes"]], box=box, **by_site,
-            witnesses=seen, shares=shares, seconds=words["seconds"], method=words["method"], notes=words["notes"],
-            fingerprint=words["fingerprint"],
+            witnesses=seen, shares=shares, trees=trees, seconds=words["seconds"], method=words["method"],
+            notes=words["notes"], fingerprint=words["fingerprint"],
         )  # fmt: skip
 
 
+_PARTS = ("fixed", "share", "pull")
 _BY_SITE = ("codes", "proofs", "lower", "upper", "when")
 _SEEN = ("low", "high", "source")

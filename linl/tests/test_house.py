@@ -36,6 +36,7 @@ ORDER = [
     "ranges",
     "windows",
     "bounds",
+    "branching",
     "witnesses",
     "states",
     "milp",

@@ -38,12 +38,12 @@ def test_exact_agrees_with_enumeration(seed):
 
 
 def test_every_stage_of_the_funnel_is_needed():
-    """Seeds in which CROWN, optimized slopes and the solver have the last word."""
+    """Seeds in which CROWN, optimized slopes and branch and bound have the last word."""
     proofs = set()
     for seed in (38, 13, 7, 1):
         net, inputs = small_net(seed)
         proofs |= set(linl.analyse(net, Box(-torch.ones(inputs), torch.ones(inputs))).table["proof"])
-    assert {"interval", "samples", "corners", "crown", "optimized", "solver"} <= proofs
+    assert {"interval", "samples", "corners", "crown", "optimized", "branching"} <= proofs
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -94,7 +94,7 @@ def test_the_table_says_what_decided_each_unit():
     stable = table["state"].isin(["active", "inactive"])
     assert (table.loc[table["state"] == "active", "lower"] >= 0).all()
     assert (table.loc[table["state"] == "inactive", "upper"] <= 0).all()
-    assert set(table.loc[stable, "proof"]) <= {"interval", "crown", "optimized", "solver"}
+    assert set(table.loc[stable, "proof"]) <= {"interval", "crown", "optimized", "branching", "solver"}
     assert "<table" in state._repr_html_()
 
 
@@ -146,6 +146,7 @@ def test_a_solver_that_says_not_set_decides_nothing(monkeypatch):
     net, inputs = small_net(7)
     box = Box(-torch.ones(inputs), torch.ones(inputs))
     monkeypatch.setattr(highspy.Highs, "getModelStatus", lambda self: highspy.HighsModelStatus.kNotset)
+    monkeypatch.setattr(linl.stability.Branching, "run", lambda self: None)
     monkeypatch.setattr(linl.stability.Model, "cross", _without_a_point(linl.stability.Model.cross))
     state = linl.analyse(net, box)
     assert not state.decided and any("Not Set" in note for note in state.notes)
