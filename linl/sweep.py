@@ -31,7 +31,7 @@ class Sweep:
     def __init__(self, read: Program) -> None:
         self.program, self.ops = read, read.ops
         self.biases = [getattr(op, "bias", None) if isinstance(op, Dense | Conv) else None for op in read.ops]
-        self.plain = [_without_bias(op) for op in read.ops]
+        self.plain = [without_bias(op) for op in read.ops]
         wanted = {read.output}
         self.live = [wanted]
         for op in reversed(self.ops):
@@ -108,7 +108,8 @@ def piece_at(op: Bend, value: Tensor) -> Tensor:
     return sum((value >= bend).to(torch.int8) for bend in op.pieces.bends)
 
 
-def _without_bias(op: Op) -> Op:
+def without_bias(op: Op) -> Op:
+    """A layer's linear part; other operations as they are."""
     if isinstance(op, Dense):
         return replace(op, bias=None)
     if isinstance(op, Conv):
