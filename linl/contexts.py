@@ -17,6 +17,9 @@ from linl.sweep import Sweep, straight
 
 BLURRED = 1e-7
 """Error of a unit's input over its change on the box, above which it is computed in exact arithmetic."""
+KEPT = 64
+"""Exact pieces that are kept."""
+EPS = float(np.finfo(float).eps)
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Domain:
         self.program, self.box, self.sweep = read, box, Sweep(read)
         self.free = (box.upper > box.lower).flatten().nonzero()[:, 0]
         self.center, self.radius = box.center.flatten(), box.radius.flatten()[self.free]
+        self.kept: dict[bytes, np.ndarray] = {}
         self.ends = torch.stack([box.lower.flatten()[self.free], box.upper.flatten()[self.free]]).numpy()
 
     def inputs(self, u: np.ndarray) -> Tensor:
@@ -64,6 +68,15 @@ class Domain:
         flat = self.center.repeat(len(u), 1)
         flat[:, self.free] += torch.from_numpy(u) * self.radius
         return self.box.clip(flat.view(-1, *self.box.shape))
+
+    def exact(self, pattern: list[np.ndarray]) -> np.ndarray:
+        """`linl.rationals.exact_inputs` of the activation after a pattern; the last few are kept."""
+        key = b"|".join(piece.tobytes() for piece in pattern)
+        if key not in self.kept:
+            if len(self.kept) >= KEPT:
+                self.kept.pop(next(iter(self.kept)))
+            self.kept[key] = exact_inputs(self.program, self.box, pattern, len(pattern))
+        return self.kept[key]
 
     def start(self) -> Context | None:
         """Of the first activation; None if there is none."""
@@ -115,7 +128,7 @@ class Domain:
         source = op.sources[0]
         flat, error = rows[source].flatten(1).numpy(), errors[source].flatten().numpy()
         real = op.pieces.bending(rows[source].shape[1:]).flatten(1).numpy()
-        norm, exact = np.abs(flat[1:]).sum(0), None
+        norm = np.abs(flat[1:]).sum(0)
         units = flat.shape[1]
         piece, level, cuts = np.zeros(units, dtype=np.int8), np.zeros(units, dtype=bool), []
         for unit in range(units):
@@ -134,8 +147,7 @@ class Domain:
                     )  # fmt: skip
                     cuts.append((unit, number, space))
                     continue
-                exact = exact_inputs(self.program, self.box, pattern, op.site) if exact is None else exact
-                space = self._exact(exact[:, unit], bend, (op.site, unit, number, 1))
+                space = self._exact(self.exact(pattern)[:, unit], bend, (op.site, unit, number, 1))
                 if isinstance(space, HalfSpace):
                     cuts.append((unit, number, space))
                 else:
@@ -153,9 +165,6 @@ class Domain:
             return (middle > 0) - (middle < 0)
         row = np.array([float(s / norm) for s in slope])
         return HalfSpace(row, float(middle / norm), 4 * EPS * (1 + len(row)), key)
-
-
-EPS = float(np.finfo(float).eps)
 
 
 def _size(rows: Tensor) -> Tensor:

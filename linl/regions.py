@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from linl.cells import THIN, Cell, HalfSpace
 from linl.checking import shown
 from linl.contexts import Context, Domain
 from linl.program import Program
-from linl.rationals import exact_inputs, nowhere_inside
+from linl.rationals import nowhere_inside
 from linl.segments import along
 from linl.slices import in_plane
 from linl.sweep import readable
@@ -69,6 +70,7 @@ class Regions:
         sizes: half-side of the largest cube that fits into each, as a share of the box's half-sides, (found,).
         thin: cells that were left: too thin to tell whether they have an interior. (Words, most regions in it.)
         open: most regions in what was not searched yet.
+        ceiling: the least upper bound so far.
         seconds: spent, over all calls.
         fingerprint: of the network.
     """
@@ -80,6 +82,7 @@ class Regions:
     sizes: Tensor
     thin: list[tuple[str, int]] = field(default_factory=list)
     open: int = 0
+    ceiling: float = math.inf
     seconds: float = 0.0
     fingerprint: str = ""
     waiting: list[_Node] = field(default_factory=list, repr=False)
@@ -92,7 +95,7 @@ class Regions:
     @property
     def upper(self) -> int:
         """There are no more."""
-        return self.lower + self.open + sum(most for _, most in self.thin)
+        return int(min(self.ceiling, self.lower + self.open + sum(most for _, most in self.thin)))
 
     @property
     def count(self) -> int | None:
@@ -173,8 +176,8 @@ class _Search:
             if not (torch.equal(state.box.lower, box.lower) and torch.equal(state.box.upper, box.upper)):
                 raise ValueError("the state given is of another box: leave it out")
             self.made = Regions(
-                state.names, box, state.patterns, state.points, state.sizes, list(state.thin), seconds=state.seconds,
-                fingerprint=print_,
+                state.names, box, state.patterns, state.points, state.sizes, list(state.thin), ceiling=state.ceiling,
+                seconds=state.seconds, fingerprint=print_,
             )  # fmt: skip
             self.waiting = list(state.waiting)
         self.most = self._most_by_layer()
@@ -222,6 +225,7 @@ class _Search:
         self._look()
         self.made.waiting = self.waiting
         self.made.open = sum(self._most(node) for node in self.waiting)
+        self.made.ceiling = self.made.upper
         self.made.seconds += time.perf_counter() - began
         return self.made
 
@@ -283,17 +287,13 @@ class _Search:
     def _exactly_empty(self, node: _Node, spaces: list[HalfSpace], weights: np.ndarray) -> bool:
         """The same proof in exact arithmetic: for faces that coincide, or all go through one point."""
         used = (weights > 0).nonzero()[0]
-        rows, constants, scaled, sites = [], [], [], {}
-        patterns = [*node.context.pattern]
+        rows, constants, scaled = [], [], []
         for i in used:
             site, unit, number, sign = spaces[i].key
-            if site not in sites:
-                sites[site] = exact_inputs(self.program, self.box, patterns[:site], site)
-            column = sites[site][:, unit]
+            column = self.domain.exact(node.context.pattern[:site])[:, unit]
             rows.append(sign * column[1:])
-            bend = self.program.bends[site].pieces.bends[number]
-            constants.append(sign * (column[0] - type(column[0])(bend)))
-            norm = float(sum(abs(float(s)) * r for s, r in zip(column[1:], self.domain.radius.tolist(), strict=True)))
+            constants.append(sign * (column[0] - Fraction(self.program.bends[site].pieces.bends[number])))
+            norm = float(np.abs(column[1:].astype(float)) @ self.domain.radius.numpy())
             scaled.append(weights[i] / norm)
         if not rows:
             return False
