@@ -82,7 +82,7 @@ def _bend(op: Bend, rows: np.ndarray, piece: np.ndarray, shape: torch.Size) -> n
 
 
 def nowhere_inside(rows: np.ndarray, constants: np.ndarray, ends: np.ndarray, weights: np.ndarray) -> bool:
-    """Whether half-spaces and a box have no common interior, proved exactly from multipliers that are only nearly right.
+    """Whether half-spaces and a box have no common interior, proved from multipliers that are nearly right.
 
     With y ≥ 0, not all 0, and Σ y·(row·x + constant) ≤ 0 everywhere on the box, no point is strictly inside all
     half-spaces. The y that a solver gives leaves a remainder; here those rows that it uses are combined anew so that

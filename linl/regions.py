@@ -27,12 +27,53 @@ from linl.boxes import Box
 from linl.cells import THIN, Cell, HalfSpace
 from linl.checking import shown
 from linl.contexts import Context, Domain
-from linl.program import Program
+from linl.drawing import draw_slice
+from linl.locality import affine_at
+from linl.program import Bend, Program
 from linl.rationals import nowhere_inside
 from linl.segments import along
 from linl.slices import in_plane
-from linl.sweep import readable
+from linl.sweep import Sweep, readable, straight
 from linl.witnesses import Witnesses
+
+
+@torch.no_grad()
+def maps(net: nn.Module | Program, found: Regions) -> tuple[Tensor, Tensor, Tensor]:
+    """Each region's affine map, and which regions share one.
+
+    Regions with one map may lie apart; those that touch are one linear region by the definition through the function.
+    So the number of linear regions in that sense lies between the number of maps and `found.lower`.
+
+    Args:
+        net: the network that was counted.
+        found: what `count` gave.
+
+    Returns: weights (found, outputs, inputs) and biases (found, outputs) for flattened inputs, and the number of each
+        region's map (found,), equal for maps that agree to 1e-9 of the largest number.
+    """
+    read = readable(net, found.box.shape)
+    if read.fingerprint() != found.fingerprint:
+        raise ValueError("the regions are of another network, or its weights have changed since: count anew")
+    sweep, weights, biases = Sweep(read), [], []
+    n = found.box.shape.numel()
+    rows = torch.cat([torch.zeros(1, n), torch.eye(n)]).double().view(-1, *found.box.shape)
+    for region in range(found.lower):
+        values = {0: rows}
+        for at in range(len(sweep.ops)):
+            values = sweep.rows(at, values, lambda op, r, i=region: straight(op, r, _shaped(found, op, r, i)))
+        made = values[read.output].flatten(1)
+        weights.append(made[1:].T)
+        biases.append(made[0])
+    weight, bias = torch.stack(weights), torch.stack(biases)
+    numbers = torch.cat([weight, bias[..., None]], 2).flatten(1)
+    near = torch.cdist(numbers, numbers, p=torch.inf) <= 1e-9 * numbers.abs().amax().clamp(min=1.0)
+    first = near.int().argmax(1)  # the first region with the same map
+    return weight, bias, first.unique(return_inverse=True)[1]
+
+
+def _shaped(found: Regions, op: Bend, rows: Tensor, region: int) -> Tensor:
+    return found.patterns[op.site][region].view(rows.shape[1:])
+
 
 BATCH = 512
 """Regions whose points are looked at together."""
@@ -163,21 +204,21 @@ class _Search:
         self.witnesses = Witnesses(read, box)
         self.ranks = [_ranks(op.pieces.bending(read.shapes[op.sources[0]]).flatten(1)) for op in read.bends]
         counts = [read.shapes[op.sources[0]].numel() for op in read.bends]
-        print_ = read.fingerprint()
+        mark = read.fingerprint()
         if state is None:
             self.made = Regions(
                 [op.name for op in read.bends], box, [torch.zeros(0, n, dtype=torch.int8) for n in counts],
-                torch.zeros(0, *box.shape, dtype=torch.float64), torch.zeros(0, dtype=torch.float64), fingerprint=print_,
+                torch.zeros(0, *box.shape, dtype=torch.float64), torch.zeros(0, dtype=torch.float64), fingerprint=mark,
             )  # fmt: skip
             self.waiting = self._first()
         else:
-            if state.fingerprint != print_:
+            if state.fingerprint != mark:
                 raise ValueError("the state is of another network, or its weights have changed since: count anew")
             if not (torch.equal(state.box.lower, box.lower) and torch.equal(state.box.upper, box.upper)):
                 raise ValueError("the state given is of another box: leave it out")
             self.made = Regions(
                 state.names, box, state.patterns, state.points, state.sizes, list(state.thin), ceiling=state.ceiling,
-                seconds=state.seconds, fingerprint=print_,
+                seconds=state.seconds, fingerprint=mark,
             )  # fmt: skip
             self.waiting = list(state.waiting)
         self.most = self._most_by_layer()
@@ -349,4 +390,4 @@ def _cells(cuts: int, dimensions: int) -> int:
     return sum(math.comb(cuts, j) for j in range(min(cuts, dimensions) + 1))
 
 
-__all__ = ["Regions", "along", "count", "in_plane"]
+__all__ = ["Regions", "affine_at", "along", "count", "draw_slice", "in_plane", "maps"]

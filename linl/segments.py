@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pandas as pd
 import torch
@@ -31,15 +32,15 @@ class Segment:
 
     Attributes:
         ends: the two inputs, (2, *shape).
-        at: where the pieces begin and end, ascending from 0 to 1, (count + 1,).
+        breaks: where the pieces begin and end, ascending from 0 to 1, (count + 1,).
         outputs: the network's output there, (count + 1, outputs).
         layer: for each breakpoint inside, (count − 1,), the name of the activation or max-pool that bends there.
-        complete: whether the whole segment is covered; False when time was up: `at` then ends before 1.
+        complete: whether the whole segment is covered; False when time was up: `breaks` then ends before 1.
         seconds: spent.
     """
 
     ends: Tensor
-    at: Tensor
+    breaks: Tensor
     outputs: Tensor
     layer: list[str]
     complete: bool = True
@@ -48,7 +49,7 @@ class Segment:
     @property
     def count(self) -> int:
         """Pieces."""
-        return max(0, len(self.at) - 1)
+        return max(0, len(self.breaks) - 1)
 
     def inputs(self, at: Tensor) -> Tensor:
         """Inputs at positions (N,) from 0 to 1; (N, *shape)."""
@@ -57,18 +58,23 @@ class Segment:
 
     def __call__(self, at: Tensor) -> Tensor:
         """The network at positions (N,), from the pieces alone; (N, outputs)."""
-        after = torch.searchsorted(self.at, at.double().contiguous()).clamp(1, self.count)
-        left, right = self.at[after - 1], self.at[after]
+        after = torch.searchsorted(self.breaks, at.double().contiguous()).clamp(1, self.count)
+        left, right = self.breaks[after - 1], self.breaks[after]
         share = ((at - left) / (right - left))[:, None]
         return (1 - share) * self.outputs[after - 1] + share * self.outputs[after]
 
     @property
     def table(self) -> pd.DataFrame:
         """A row a layer that bends: breakpoints."""
-        return pd.Series(self.layer, dtype=object).value_counts(sort=False).rename_axis("layer").reset_index(name="breakpoints")
+        return (
+            pd.Series(self.layer, dtype=object)
+            .value_counts(sort=False)
+            .rename_axis("layer")
+            .reset_index(name="breakpoints")
+        )
 
     def __repr__(self) -> str:
-        rest = "" if self.complete else f", up to {float(self.at[-1]) if len(self.at) else 0:.3g}: time was up"
+        rest = "" if self.complete else f", up to {float(self.breaks[-1]) if len(self.breaks) else 0:.3g}: time was up"
         return f"Segment: {self.count} linear pieces{rest}; {self.seconds:.1f} s"
 
     def _repr_html_(self) -> str:
@@ -126,7 +132,7 @@ class _Block:
     """Breakpoints in order on their way through the network: positions, who made them, values still needed."""
 
     operation: int
-    at: Tensor
+    breaks: Tensor
     by: Tensor
     values: dict[int, Tensor]
 
@@ -154,7 +160,7 @@ class _Pieces:
         width = self.sweep.program.shapes[output].numel()
         empty = torch.zeros(0, dtype=torch.float64)
         starts = [0 if i == 0 else 1 for i in range(len(done))]  # neighbours share a breakpoint
-        self.made.at = torch.cat([empty, *(b.at[s:] for s, b in zip(starts, done, strict=True))])
+        self.made.breaks = torch.cat([empty, *(b.breaks[s:] for s, b in zip(starts, done, strict=True))])
         outputs = [b.values[output].flatten(1)[s:] for s, b in zip(starts, done, strict=True)]
         self.made.outputs = torch.cat([empty.view(0, 1).expand(0, width), *outputs])
         by = torch.cat([empty.long(), *(b.by[s:] for s, b in zip(starts, done, strict=True))])
@@ -172,9 +178,9 @@ class _Pieces:
             elif isinstance(op, MaxPool):
                 self._max_pool(op, block)
             size = max(2, BLOCK // self.sweep.numbers(block.operation))
-            if len(block.at) > 2 * size:
-                cuts = [*range(0, len(block.at) - 1, size), len(block.at) - 1]
-                parts = [slice(low, high + 1) for low, high in zip(cuts, cuts[1:], strict=False)]
+            if len(block.breaks) > 2 * size:
+                cuts = [*range(0, len(block.breaks) - 1, size), len(block.breaks) - 1]
+                parts = [slice(low, high + 1) for low, high in pairwise(cuts)]
                 waiting += [_some(block, part) for part in reversed(parts)]
                 return None
             block.values = self.sweep.points(block.operation, block.values)
@@ -215,8 +221,8 @@ class _Pieces:
 
     def _insert(self, block: _Block, op: Bend | MaxPool, stretch, unit, share, height) -> None:
         """Breakpoints at shares of stretches; there, units of the operation's input are at a height exactly."""
-        width = block.at[stretch + 1] - block.at[stretch]
-        place, order = (block.at[stretch] + share * width).sort()
+        width = block.breaks[stretch + 1] - block.breaks[stretch]
+        place, order = (block.breaks[stretch] + share * width).sort()
         if not len(order):
             return
         fresh = torch.ones(len(order), dtype=torch.bool)
@@ -224,17 +230,17 @@ class _Pieces:
         number = fresh.cumsum(0) - 1
         stretch, share = stretch[order], share[order]
         source, part = stretch[fresh], share[fresh]
-        where = torch.cat([block.at, place[fresh]]).argsort(stable=True)
+        where = torch.cat([block.breaks, place[fresh]]).argsort(stable=True)
         for key, value in block.values.items():
             shares = part.view(-1, *[1] * (value.ndim - 1))
             new = (1 - shares) * value[source] + shares * value[source + 1]
             if key == op.sources[0] and unit is not None:
                 new.flatten(1)[number, unit[order]] = height[order]
             block.values[key] = torch.cat([value, new])[where]
-        block.at = torch.cat([block.at, place[fresh]])[where]
+        block.breaks = torch.cat([block.breaks, place[fresh]])[where]
         block.by = torch.cat([block.by, torch.full((len(part),), block.operation)])[where]
 
 
 def _some(block: _Block, part: slice) -> _Block:
     values = {key: value[part] for key, value in block.values.items()}
-    return _Block(block.operation, block.at[part], block.by[part], values)
+    return _Block(block.operation, block.breaks[part], block.by[part], values)

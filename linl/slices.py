@@ -111,9 +111,7 @@ class Slice:
     def __repr__(self) -> str:
         left, right, bottom, top = self.window
         rest = "" if self.complete else ", and some are missing: time was up"
-        return (
-            f"Slice of {right - left:.4g} × {top - bottom:.4g}: {self.count} regions{rest}; {self.seconds:.1f} s"
-        )
+        return f"Slice of {right - left:.4g} × {top - bottom:.4g}: {self.count} regions{rest}; {self.seconds:.1f} s"
 
     def _repr_html_(self) -> str:
         left, right, bottom, top = self.window
@@ -276,11 +274,14 @@ class _Subdivision:
         shape, rows = rows.shape[1:], padded(rows, block.basis.shape[1])
         flat, pieces = rows.flatten(1), op.pieces
         if op.site not in self.touch:
-            self.touch[op.site] = TOUCH * max(float(flat[0].abs().amax()), *map(abs, pieces.bends), 1e-300)
+            most = float((block.basis.abs().amax(0) @ flat.abs()).amax())
+            self.touch[op.site] = TOUCH * max(most, *map(abs, pieces.bends), 1e-300)
         touch, real = self.touch[op.site], pieces.bending(shape).flatten(1)
         units = _reaching(pieces.bends, real, flat, block.basis, touch)
         values = block.basis @ flat[:, units]
-        lines = [(unit, bend) for bend, mine in zip(pieces.bends, real, strict=True) for unit in mine[units].nonzero()[:, 0]]
+        lines = [
+            (unit, bend) for bend, mine in zip(pieces.bends, real, strict=True) for unit in mine[units].nonzero()[:, 0]
+        ]
         column = torch.tensor([int(unit) for unit, _ in lines], dtype=torch.long)
         height = torch.tensor([bend for _, bend in lines], dtype=torch.float64)
         values = self._cut(block, values, column, height, touch)

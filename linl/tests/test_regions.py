@@ -31,7 +31,7 @@ def agrees_with_enumeration(seed: int, most: int) -> int:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_count_is_that_of_enumeration(seed):
-    agrees_with_enumeration(seed, 11 if seed in (4, 21) else 7)
+    agrees_with_enumeration(seed, 10 if seed in (4, 21) else 7)
 
 
 def general_position(inputs: int, units: int, seed: int) -> nn.Sequential:
@@ -56,8 +56,8 @@ def bent(act: nn.Module, seed: int = 0, widths=(3, 5, 4)) -> nn.Sequential:
 
 
 KINDS = {
-    "relu": nn.ReLU(), "leaky": nn.LeakyReLU(0.2), "linlu": linl.LiNLU(0.7), "partial": linl.PartialLinear(nn.ReLU(), 0.4),
-    "relu6": nn.Hardtanh(-0.4, 0.3), "prelu": nn.PReLU(),
+    "relu": nn.ReLU(), "leaky": nn.LeakyReLU(0.2), "linlu": linl.LiNLU(0.7), "hardtanh": nn.Hardtanh(-0.4, 0.3),
+    "partial": linl.PartialLinear(nn.ReLU(), 0.4), "prelu": nn.PReLU(),
 }  # fmt: skip
 
 
@@ -103,9 +103,9 @@ def test_faces_that_coincide_and_dead_layers_are_settled_exactly():
     dead[0].weight.data = -dead[0].weight.data.abs()
     dead[0].bias.data.fill_(-5.0)
     assert count(dead.eval(), cube(2)).count == 1
-    cones = nn.Sequential(nn.Linear(3, 5, bias=False), nn.ReLU(), nn.Linear(5, 4, bias=False), nn.ReLU()).double()
+    cones = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 3, bias=False), nn.ReLU()).double()
     inside = count(cones.eval(), cube(3))
-    assert inside.count == count(cones, cube(3, 1e-3)).count > 22  # a cone is the same at every scale
+    assert inside.count == count(cones, cube(3, 1e-3)).count > 14  # a cone is the same at every scale
 
 
 def test_positions_without_width_are_constants():
@@ -138,11 +138,11 @@ def test_convolutions_and_sums_are_counted_too():
 
 
 def test_time_that_is_up_leaves_sound_bounds_to_go_on_from():
-    net = bent(nn.ReLU(), widths=(4, 8, 6))
-    whole = count(net, cube(4))
+    net = bent(nn.ReLU(), widths=(3, 7, 5))
+    whole = count(net, cube(3))
     state, steps, last = None, 0, (0, math.inf)
     while state is None or state.count is None:
-        state = count(net, cube(4), time_limit=max(0.02, whole.seconds / 12), state=pickle.loads(pickle.dumps(state)))
+        state = count(net, cube(3), time_limit=max(0.02, whole.seconds / 12), state=pickle.loads(pickle.dumps(state)))
         assert state.lower <= whole.count <= state.upper
         assert state.lower >= last[0] and state.upper <= last[1]
         last, steps = (state.lower, state.upper), steps + 1
@@ -151,9 +151,9 @@ def test_time_that_is_up_leaves_sound_bounds_to_go_on_from():
         tuple(p) for p in torch.cat(whole.patterns, 1).tolist()
     }
     with pytest.raises(ValueError, match="another box"):
-        count(net, cube(4, 3.0), state=state)
+        count(net, cube(3, 3.0), state=state)
     with pytest.raises(ValueError, match="another network"):
-        count(bent(nn.ReLU(), 1, (4, 8, 6)), cube(4), state=state)
+        count(bent(nn.ReLU(), 1, (3, 7, 5)), cube(3), state=state)
 
 
 def test_a_solver_that_lies_makes_no_proof(monkeypatch):
