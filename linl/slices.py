@@ -23,6 +23,7 @@ from linl.checking import shown
 from linl.cutting import Corners, Cutter
 from linl.pieces import Pieces
 from linl.program import Bend, Program, picks
+from linl.segments import stacked
 from linl.sweep import TOUCH, Sweep, padded, piece_at, readable, straight
 
 FLAT = 1e-9
@@ -148,7 +149,7 @@ def in_plane(
     began = time.perf_counter()
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit = {time_limit}: seconds above 0, or None")
-    corners = _three(a, b, c)
+    corners = stacked(a, b, c)
     axes = _axes(corners)
     made = Slice(corners, axes, (0.0, 0.0, 0.0, 0.0), torch.zeros(0, 2), torch.zeros(0, 0))
     made.window = _window(window, made.marks)
@@ -157,16 +158,6 @@ def in_plane(
         _Subdivision(read, made, began + (time_limit or math.inf)).run()
     made.seconds = time.perf_counter() - began
     return made
-
-
-def _three(*inputs: Tensor) -> Tensor:
-    given = [torch.as_tensor(x).detach().cpu().double() for x in inputs]
-    if len({x.shape for x in given}) > 1:
-        raise ValueError(f"the three inputs have shapes {', '.join(str(tuple(x.shape)) for x in given)}: give one")
-    if not all(x.isfinite().all() for x in given):
-        raise ValueError("an input holds values that are no finite numbers")
-    corners = torch.stack(given)
-    return corners[:, 0] if corners.ndim in (3, 5) and corners.shape[1] == 1 else corners
 
 
 def _axes(corners: Tensor) -> Tensor:
@@ -279,11 +270,8 @@ class _Subdivision:
         touch, real = self.touch[op.site], pieces.bending(shape).flatten(1)
         units = _reaching(pieces.bends, real, flat, block.basis, touch)
         values = block.basis @ flat[:, units]
-        lines = [
-            (unit, bend) for bend, mine in zip(pieces.bends, real, strict=True) for unit in mine[units].nonzero()[:, 0]
-        ]
-        column = torch.tensor([int(unit) for unit, _ in lines], dtype=torch.long)
-        height = torch.tensor([bend for _, bend in lines], dtype=torch.float64)
+        number, column = real[:, units].nonzero().T  # a line for each bend that a unit has
+        height = torch.tensor(pieces.bends, dtype=torch.float64)[number]
         values = self._cut(block, values, column, height, touch)
         piece = piece_at(op, rows[0])
         slope, offset = (t.flatten()[units] for t in pieces.straight(piece))
