@@ -173,7 +173,7 @@ def count(net: nn.Module | Program, box: Box, time_limit: float | None = None, s
         net: in eval mode; dense, convolutional, residual, with activations in pieces; no max-pool. In practice some
             tens of units, on a handful of inputs or with few of them unstable.
         box: one `Box`; positions of no width are constants, and an interior is one within the others.
-        time_limit: seconds; None for no limit. What is found by then is a sound lower and upper bound.
+        time_limit: seconds of searching; None for no limit. What is found by then is a sound lower and upper bound.
         state: an earlier answer for this network and box, to go on from; left alone.
 
     Returns: `Regions`; `.count` is None as long as `.lower` and `.upper` differ.
@@ -192,7 +192,7 @@ def count(net: nn.Module | Program, box: Box, time_limit: float | None = None, s
         raise ValueError(f"time_limit = {time_limit}: seconds above 0, or None")
     read = readable(net, box.shape)
     with torch.no_grad():
-        return _Search(read, box, state).run(began, began + (time_limit or math.inf))
+        return _Search(read, box, state).run(began, time_limit or math.inf)
 
 
 class _Search:
@@ -257,8 +257,9 @@ class _Search:
 
     # --- the search ------------------------------------------------------------------------------
 
-    def run(self, began: float, end: float) -> Regions:
+    def run(self, began: float, limit: float) -> Regions:
         """Until all is searched or time is up."""
+        end = time.perf_counter() + limit  # from here: reading a large network must not use it all up
         while self.waiting and time.perf_counter() < end:
             self._down(self.waiting.pop(), end)
             if len(self.found) >= BATCH:
