@@ -39,7 +39,8 @@ def draw_slice(
         color: "region": by the region's affine map (neighbours with one map look alike); "class": by the class that
             the network gives at the region's centre, paler where its lead is small.
         classes: names for a legend.
-        images: three pictures (H, W) or (C, H, W) with numbers from 0 to 1, to show beside their inputs.
+        images: three pictures (H, W) or (C, H, W) with numbers from 0 to 1, shown outside three corners of the axes;
+            side by side that takes room: `plt.subplots(1, 2, gridspec_kw={"wspace": 0.4})`.
         lines: whether faces are drawn.
         ax: matplotlib axes; None makes some.
 
