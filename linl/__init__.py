@@ -14,6 +14,7 @@ from linl import (
     merge,
     models,
     planning,
+    regions,
     results,
     stability,
     train,
@@ -29,6 +30,7 @@ from linl.cost import measure
 from linl.folding import fold
 from linl.guarding import guard
 from linl.padding import pad_first
+from linl.shallowing import shallow
 from linl.stability import analyse
 from linl.states import Stability
 from linl.units import (
@@ -48,6 +50,6 @@ __version__ = "0.1.0"
 __all__ = [
     "Box", "LiNLU", "PartialLinear", "Stability", "analyse", "bounds", "compress", "cost", "data", "devices", "fold",
     "foldable", "folding", "fuse_kernels_", "graph", "guard", "harden", "linearize", "losses", "measure", "merge",
-    "models", "nonlinearity", "pad_first", "param_groups", "penalty", "planning", "project_", "results", "stability",
-    "train", "units", "verify", "verify_stability", "weights",
+    "models", "nonlinearity", "pad_first", "param_groups", "penalty", "planning", "project_", "regions", "results",
+    "shallow", "stability", "train", "units", "verify", "verify_stability", "weights",
 ]  # fmt: skip

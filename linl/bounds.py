@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linl.boxes import Box
@@ -429,20 +428,9 @@ class Pass:
     @staticmethod
     def _second(op: MaxPool, known: Range, at: Tensor) -> Tensor:
         """The greatest upper bound in each window but the winner's."""
-        m, upper = op.module, known.upper
-        two = upper.ndim - 2
-        pair = lambda v: (v,) * two if isinstance(v, int) else tuple(v)  # noqa: E731
-        kernel, stride = pair(m.kernel_size), pair(m.stride)
-        padding, dilation = pair(m.padding), pair(m.dilation)
+        upper = known.upper
         place = torch.arange(math.prod(upper.shape[2:]), dtype=upper.dtype).view(1, 1, *upper.shape[2:])
-        windows = []
-        for values, fill in ((upper, -torch.inf), (place.expand_as(upper[:1, :1]), -1.0)):
-            padded = F.pad(values, [side for p in reversed(padding) for side in (p, p)], value=fill)
-            for i in range(two):
-                span = (kernel[i] - 1) * dilation[i] + 1
-                padded = padded.unfold(2 + i, span, stride[i])[..., :: dilation[i]]
-            windows.append(padded.flatten(2 + two))
-        values, places = windows
+        values, places = op.windows(upper), op.windows(place, -1.0)
         mine = places == at[..., None].to(places.dtype)
         return torch.where(mine, -torch.inf, values).amax(-1)
 

@@ -199,15 +199,11 @@ class Model:
         if not all(np.isfinite(t).all() for t in (self.rows, self.row_lower, row, short)):
             return Answer("open", None, "numbers that aren't finite", 0.0)
 
-        solver = highspy.Highs()
-        for name, value in {
-            "output_flag": False, "threads": 1, "time_limit": float(time_limit), "mip_rel_gap": 0.0,
-            "primal_feasibility_tolerance": TOLERANCE, "dual_feasibility_tolerance": TOLERANCE,
-            "mip_feasibility_tolerance": TOLERANCE, "objective_target": -(short + margin / 100),
-            "small_matrix_value": 1e-12,
-        }.items():  # fmt: skip
-            if solver.setOptionValue(name, value) != highspy.HighsStatus.kOk:
-                raise RuntimeError(f"HiGHS refused the option {name} = {value}")
+        solver = solver_with(
+            threads=1, time_limit=float(time_limit), mip_rel_gap=0.0, primal_feasibility_tolerance=TOLERANCE,
+            dual_feasibility_tolerance=TOLERANCE, mip_feasibility_tolerance=TOLERANCE,
+            objective_target=-(short + margin / 100), small_matrix_value=1e-12,
+        )  # fmt: skip
         solver.passModel(self._lp(row, short - margin))
         solver.run()
         status, word = solver.getModelStatus(), solver.modelStatusToString(solver.getModelStatus())
@@ -244,6 +240,21 @@ class Model:
         kinds[first:] = highspy.HighsVarType.kInteger
         lp.integrality_ = list(kinds)
         return lp
+
+
+def solver_with(**options):
+    """A silent HiGHS with options, all set before anything is solved: changed later, they can void its answers.
+
+    Raises:
+        RuntimeError: an option that it refuses.
+    """
+    import highspy
+
+    solver = highspy.Highs()
+    for name, value in {"output_flag": False, **options}.items():
+        if solver.setOptionValue(name, value) != highspy.HighsStatus.kOk:
+            raise RuntimeError(f"HiGHS refused the option {name} = {value}")
+    return solver
 
 
 def _largest(rows: np.ndarray) -> np.ndarray:

@@ -70,6 +70,11 @@ class Pieces:
         """Where the pieces begin and end, from −∞ to ∞."""
         return (-torch.inf, *self.bends, torch.inf)
 
+    def bending(self, shape: torch.Size) -> Tensor:
+        """Whether each unit's slope changes at each bend, (bends, *shape) bool: at p = 1 a LiNLU has none."""
+        pairs = zip(self.slopes, self.slopes[1:], strict=False)
+        return torch.stack([(a != b).expand(shape) for a, b in pairs])
+
     def straight(self, piece: Tensor) -> tuple[Tensor, Tensor]:
         """Slope and offset of each unit's piece, by its number, (*shape); nan where that is below 0."""
         slope = torch.full(piece.shape, torch.nan, dtype=torch.float64)

@@ -130,6 +130,17 @@ class MaxPool(Op):
         pool = F.max_pool1d if isinstance(m, nn.MaxPool1d) else F.max_pool2d
         return pool(x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, return_indices=True)
 
+    def windows(self, x: Tensor, fill: float = -math.inf) -> Tensor:
+        """The numbers of each window of (N, *inputs), `fill` for padding; (N, *outputs, window)."""
+        m, two = self.module, x.ndim - 2
+        kernel, stride, padding, dilation = (
+            (v,) * two if isinstance(v, int) else tuple(v) for v in (m.kernel_size, m.stride, m.padding, m.dilation)
+        )
+        x = F.pad(x, [side for p in reversed(padding) for side in (p, p)], value=fill)
+        for i in range(two):
+            x = x.unfold(2 + i, (kernel[i] - 1) * dilation[i] + 1, stride[i])[..., :: dilation[i]]
+        return x.flatten(2 + two)
+
 
 @dataclass(eq=False)
 class Sum(Op):

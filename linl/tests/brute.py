@@ -64,3 +64,47 @@ def _extreme(cost, sides, offsets, lower, upper) -> float:
     answer = linprog(cost, bounds=np.stack([lower, upper], 1), method="highs", **kwargs)
     assert answer.status in (0, 2), answer.message
     return answer.fun if answer.status == 0 else np.inf
+
+
+def dense_net(seed: int, most: int = 12) -> tuple[nn.Sequential, int]:
+    """A random ReLU network of up to `most` units in one to three hidden layers, on one to four inputs."""
+    rng = np.random.default_rng(seed)
+    inputs, depth = int(rng.integers(1, 5)), int(rng.integers(1, 4))
+    units = int(rng.integers(depth, most + 1))
+    cuts = np.sort(rng.choice(np.arange(1, units), depth - 1, replace=False))
+    widths = [inputs, *np.diff([0, *cuts, units]).tolist(), 1]
+    layers = []
+    for i, (a, b) in enumerate(itertools.pairwise(widths)):
+        layer = nn.Linear(a, b).double()
+        layer.weight.data = torch.from_numpy(rng.normal(size=(b, a)))
+        layer.bias.data = torch.from_numpy(0.7 * rng.normal(size=b))
+        layers += [layer, nn.ReLU()] if i < depth else [layer]
+    return nn.Sequential(*layers).eval(), inputs
+
+
+def patterns(net: nn.Sequential, lower: np.ndarray, upper: np.ndarray, least: float = 1e-7) -> set[tuple[int, ...]]:
+    """Every sign pattern of all ReLUs whose region in a box holds a ball (L2) larger than `least`, one by one."""
+    linears = [m for m in net if isinstance(m, nn.Linear)]
+    weights = [(m.weight.detach().numpy(), m.bias.detach().numpy()) for m in linears[:-1]]
+    found, n = set(), len(lower)
+    sides = [np.concatenate([np.eye(n), -np.eye(n)]), np.concatenate([upper, -lower])]  # box: rows·x ≤ offsets
+    for pattern in itertools.product((0, 1), repeat=sum(len(bias) for _, bias in weights)):
+        slope, shift, rows, offsets, rest = np.eye(n), np.zeros(n), [sides[0]], [sides[1]], pattern
+        for weight, bias in weights:
+            on, rest = np.array(rest[: len(bias)]), rest[len(bias) :]
+            slope, shift = weight @ slope, weight @ shift + bias
+            sign = np.where(on, -1.0, 1.0)
+            rows.append(sign[:, None] * slope)
+            offsets.append(-sign * shift)
+            slope, shift = on[:, None] * slope, on * shift
+        rows, offsets = np.concatenate(rows), np.concatenate(offsets)
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        cost = np.append(np.zeros(n), -1.0)  # the largest ball: rows·x + ‖row‖·r ≤ offsets
+        answer = linprog(
+            cost, np.append(rows, norms, axis=1), offsets, bounds=[(None, None)] * n + [(0, None)], method="highs"
+        )
+        assert answer.status in (0, 2), answer.message
+        dead = norms[:, 0] == 0  # a unit that is constant: one side of it is all, the other nothing
+        if answer.status == 0 and -answer.fun > least and (offsets[dead] > 0).all():
+            found.add(pattern)
+    return found

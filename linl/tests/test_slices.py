@@ -1,0 +1,235 @@
+"""Segments and slices: every piece and polygon, against the network itself, sampled densely."""
+
+import matplotlib
+import pytest
+import torch
+from torch import nn
+
+import linl
+from linl import Box
+from linl.reading import program
+from linl.regions import affine_at, along, count, draw_slice, in_plane, maps
+from linl.tests.small_nets import ACTIVATIONS, NETS, make
+
+matplotlib.use("Agg")
+
+
+def pieces_at(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Every unit's piece at inputs (N, *shape), (N, units)."""
+    read = program(net, x.shape[1:])
+    values, found = read.run(x), []
+    for op in read.bends:
+        seen = values[op.sources[0]].flatten(1)
+        found.append(torch.searchsorted(torch.tensor(op.pieces.bends, dtype=torch.float64), seen.contiguous()))
+    return torch.cat(found, 1)
+
+
+def inside(made, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """n random points inside each polygon, and the polygon of each."""
+    generator = torch.Generator().manual_seed(seed)
+    points = []
+    for cell in made.cells:
+        shares = torch.rand(n, len(cell), dtype=torch.float64, generator=generator) + 0.02
+        points.append((shares / shares.sum(1, keepdim=True)) @ made.points[cell])
+    return torch.cat(points), torch.arange(made.count).repeat_interleave(n)
+
+
+def is_right(net: nn.Module, made, tolerance: float = 1e-9, n: int = 10) -> None:
+    """Areas add up; each polygon's map is the network inside of it; patterns are one a polygon and differ between."""
+    left, right, bottom, top = made.window
+    assert made.complete and abs(made.areas.sum() / ((right - left) * (top - bottom)) - 1) < 1e-9
+    points, cell = inside(made, n)
+    matrices, values = made.maps()
+    mine = (matrices[cell] @ (points - made.centers[cell])[:, :, None])[..., 0] + values[cell]
+    theirs = net(made.inputs(points)).flatten(1)
+    assert (mine - theirs).abs().max() <= tolerance * max(1.0, float(theirs.abs().max()))
+    big = made.areas > 1e-9 * made.areas.sum()  # the others are as thin as rounding
+    seen = pieces_at(net, made.inputs(points)).view(made.count, n, -1)[big]
+    assert (seen == seen[:, :1]).all()
+    assert len(seen[:, 0].unique(dim=0)) == len(seen)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kind", ["dense", "residual", "convolutions"])
+def test_a_slice_is_the_network(kind, activation):
+    net, shape = make(kind, activation)
+    corners = 3 * torch.randn(3, *shape, dtype=torch.float64)
+    made = in_plane(net, *corners, window=6.0)
+    assert made.count > 10
+    is_right(net, made)
+
+
+@torch.no_grad()
+def test_a_slice_holds_every_pattern_that_sampling_finds():
+    net, shape = make("dense", "relu")
+    made = in_plane(net, *3 * torch.randn(3, *shape, dtype=torch.float64), window=8.0)
+    left, right, bottom, top = made.window
+    box = Box(torch.tensor([left, bottom], dtype=torch.float64), torch.tensor([right, top], dtype=torch.float64))
+    sampled = pieces_at(net, made.inputs(box.sample(200_000))).unique(dim=0)
+    known = pieces_at(net, made.inputs(made.centers))
+    assert {tuple(p) for p in sampled.tolist()} <= {tuple(p) for p in known.tolist()}
+    assert len(sampled) > 0.8 * made.count
+
+
+@torch.no_grad()
+def test_a_slice_of_a_plane_counts_what_count_counts():
+    """Two inputs: the plane is all there is, and the window a box."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).double().eval()
+    a, b, c = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    made = in_plane(net, a, b, c, window=(-1, 2, -1.5, 1))
+    found = count(net, Box(torch.tensor([-1.0, -1.5]), torch.tensor([2.0, 1.0])))
+    assert made.count == found.count > 15
+    weight, bias, number = maps(net, found)
+    x = found.points
+    assert torch.allclose((weight @ x[:, :, None])[..., 0] + bias, net(x), atol=1e-12)
+    assert 1 < number.max() + 1 <= found.count
+
+
+def test_a_small_block_gives_the_same(monkeypatch):
+    net, shape = make("residual", "relu")
+    corners = 3 * torch.randn(3, *shape, dtype=torch.float64)
+    whole, line = in_plane(net, *corners, window=6.0), along(net, *corners[:2])
+    monkeypatch.setattr(linl.slices, "BLOCK", 1000)
+    monkeypatch.setattr(linl.segments, "BLOCK", 1000)
+    parts, pieces = in_plane(net, *corners, window=6.0), along(net, *corners[:2])
+    assert parts.count == whole.count and len(parts.points) > len(whole.points)
+    with torch.no_grad():
+        is_right(net, parts, n=3)
+    assert torch.allclose(pieces.breaks, line.breaks, atol=1e-12) and pieces.layer == line.layer
+
+
+def test_faces_of_zeros_are_not_cut():
+    """Dead units without a bias are zero on whole faces, and all faces of a cone meet in one point."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 6, bias=False), nn.ReLU(), nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 2))
+    net = net.double().eval()
+    origin, b, c = torch.zeros(3), torch.tensor([1.0, 0.2, 0.1]), torch.tensor([0.0, 1.0, -0.3])
+    made = in_plane(net, origin, b, c, window=(-1, 1, -1, 1))
+    small = in_plane(net, origin, b, c, window=(-1e-4, 1e-4, -1e-4, 1e-4))
+    assert made.count == small.count > 6 and made.count < 30
+    with torch.no_grad():
+        is_right(net, made)
+    dead = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 1)).double()
+    dead[0].bias.data.fill_(-100.0)
+    assert in_plane(dead.eval(), origin, b, c).count == along(dead, origin, b).count == 1
+    through = along(net, -b, 2 * b)  # every breakpoint of a network without biases is at the origin
+    assert through.count == 2 and abs(float(through.breaks[1]) - 1 / 3) < 1e-12
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("activation", ["relu", "hardtanh", "prelu", "linlu", "partial relu6"])
+@pytest.mark.parametrize("kind", NETS)
+def test_a_segment_is_the_network(kind, activation):
+    net, shape = make(kind, activation)
+    a, b = 4 * torch.randn(2, *shape, dtype=torch.float64)
+    line = along(net, a, b)
+    at = torch.rand(5000, dtype=torch.float64)
+    y = net(line.inputs(at))
+    assert (line(at) - y).abs().max() <= 1e-10 * max(1.0, float(y.abs().max()))
+    middles = (line.breaks[1:] + line.breaks[:-1]) / 2
+    assert line.complete and line.count > 4 and line.table["breakpoints"].sum() == line.count - 1
+    if kind != "max-pools":  # there a breakpoint may be a pool's
+        seen = pieces_at(net, line.inputs(middles))
+        assert (seen[1:] != seen[:-1]).any(1).all()
+        dense = torch.linspace(0, 1, 4001, dtype=torch.float64)
+        assert len(pieces_at(net, line.inputs(dense)).unique(dim=0)) <= line.count
+        ends = torch.searchsorted(line.breaks, dense).clamp(1, line.count) - 1
+        same = (dense[:, None] - line.breaks).abs().amin(1) > 1e-9
+        assert (pieces_at(net, line.inputs(dense))[same] == seen[ends][same]).all()
+
+
+@torch.no_grad()
+def test_the_piece_at_a_point_reaches_as_far_as_it_says():
+    for kind in ("dense", "residual", "convolutions"):
+        net, shape = make(kind, "leaky")
+        x = 2 * torch.randn(*shape, dtype=torch.float64)
+        piece = affine_at(net, x)
+        home = pieces_at(net, x[None])
+        way = torch.randn(2000, *shape, dtype=torch.float64)
+        corners, ball = way.sign(), way / way.flatten(1).norm(dim=1).view(-1, *[1] * len(shape))
+        for step, radius in ((corners, piece.radius), (ball, piece.radius_l2)):
+            near = x + 0.999 * radius * step
+            assert (pieces_at(net, near) == home).all()
+            assert (piece.linear(near.flatten(1)) - net(near)).abs().max() < 1e-10
+        layer, unit = piece.nearest
+        op = next(op for op in program(net, shape).bends if op.name == layer)
+        start = x.clone().requires_grad_()
+        with torch.enable_grad():
+            value = program(net, shape).run(start[None])[op.sources[0]].flatten()[unit]
+            slope = torch.autograd.grad(value, start)[0]
+        beyond = x - 1.001 * piece.radius * slope.sign() * value.sign()
+        assert (pieces_at(net, beyond[None]) != home).any()
+        assert abs(affine_at(net, Box.around(x, piece.radius / 3)).share - 3) < 1e-6
+
+
+def test_pictures_side_by_side():
+    import matplotlib.pyplot as plt
+
+    net, shape = make("dense", "relu")
+    corners = 3 * torch.randn(3, *shape, dtype=torch.float64)
+    figure, axes = plt.subplots(1, 2)
+    first = draw_slice(net, *corners, ax=axes[0], images=[torch.rand(3, 4, 4)] * 3)
+    second = draw_slice(first.slice, ax=axes[1], color="class", classes=["one", "two", "three"], lines=False)
+    assert first is axes[0] and first.slice is second.slice and first.get_xlim() == second.get_xlim()
+    drawn = [ax.collections[0] for ax in axes]
+    assert all(len(one.get_paths()) == first.slice.count for one in drawn)
+    colors = [len({tuple(c) for c in one.get_facecolors().round(6)}) for one in drawn]
+    assert colors[0] > 0.9 * first.slice.count
+    figure.canvas.draw()
+    plt.close(figure)
+    with pytest.raises(ValueError, match="unknown color"):
+        draw_slice(net, *corners, color="rainbow")
+    with pytest.raises(ValueError, match="give a, b and c"):
+        draw_slice(net)
+    with pytest.raises(ValueError, match="2 images"):
+        draw_slice(net, *corners, images=[0, 0])
+
+
+def test_a_resnet():
+    """ResNet20's layers on small images: convolutions, residual sums, a shortcut that pads and subsamples."""
+    torch.manual_seed(0)
+    net = linl.models.create("resnet20", num_classes=10, input_size=(3, 16, 16), width=0.5).eval()
+    x = torch.randn(3, 3, 16, 16)
+    made = in_plane(net, *x, window=0.02)
+    assert made.count > 30
+    with torch.no_grad():
+        is_right(net.double(), made, n=2)
+
+
+def test_time_that_is_up_is_told():
+    net, shape = make("residual", "relu")
+    a, b, c = 4 * torch.randn(3, *shape, dtype=torch.float64)
+    made, line = in_plane(net, a, b, c, time_limit=1e-6), along(net, a, b, time_limit=1e-6)
+    assert not made.complete and "time was up" in repr(made) and made.maps()[0].shape == (0, 2, 2)
+    assert not line.complete and "time was up" in repr(line) and line.count == 0
+
+
+def test_bad_input_is_refused():
+    net, shape = make("dense", "relu")
+    a, b, c = torch.randn(3, *shape, dtype=torch.float64)
+    with pytest.raises(ValueError, match="on one line"):
+        in_plane(net, a, b, a + 2 * (b - a))
+    with pytest.raises(ValueError, match="same point"):
+        in_plane(net, a, a, c)
+    with pytest.raises(ValueError, match="same point"):
+        along(net, a, a)
+    with pytest.raises(ValueError, match="shapes"):
+        along(net, a, b[:2])
+    with pytest.raises(ValueError, match="no finite numbers"):
+        along(net, a, b * torch.nan)
+    with pytest.raises(ValueError, match="has no area"):
+        in_plane(net, a, b, c, window=(0, 0, 1, 2))
+    with pytest.raises(ValueError, match="left, right, bottom, top"):
+        in_plane(net, a, b, c, window=(0, 1))
+    for wrong in (in_plane, along):
+        with pytest.raises(ValueError, match="time_limit"):
+            wrong(net, a, b, *([c] if wrong is in_plane else []), time_limit=-1)
+    with pytest.raises(ValueError, match="max-pool"):
+        pooled, shape = make("max-pools", "relu")
+        in_plane(pooled, *torch.randn(3, *shape))
+    with pytest.raises(ValueError, match="2 boxes"):
+        affine_at(net, Box.around(torch.stack([a, b]), 0.1, batch=True))
+    with pytest.raises(ValueError, match="train mode"):
+        along(net.train(), a, b)
