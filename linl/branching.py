@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from linl.bounds import Pass, ascend_
+from linl.crown import Pass, ascend_
 from linl.program import Bend
 
 AT_ONCE = 64  # domains that are cut at a time
@@ -32,7 +32,7 @@ class Leaves:
 
     Attributes:
         fixed: (n, *shape) int8, the piece that a unit is assumed to be in, −1 for none.
-        share, pull: (n, *shape) float32, slopes below and multipliers, as `linl.bounds.Pass.choose` takes them.
+        share, pull: (n, *shape) float32, slopes below and multipliers, as `linl.crown.Pass.choose` takes them.
     """
 
     fixed: dict[int, Tensor]

@@ -8,9 +8,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from linl.bounds import Pass
 from linl.branching import Branching, check
 from linl.checking import shown
+from linl.crown import Pass
 from linl.program import Bend, Program
 from linl.reading import program
 from linl.states import PROOFS, UNDECIDED, UNSTABLE, Stability

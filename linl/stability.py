@@ -17,9 +17,9 @@ import time
 import torch
 from torch import Tensor, nn
 
-from linl.bounds import Pass
 from linl.boxes import Box
 from linl.branching import Branching
+from linl.crown import Pass
 from linl.milp import Model, NoModel
 from linl.program import Bend, Program
 from linl.ranges import Range

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from linl.bounds import Pass
 from linl.boxes import Box
+from linl.crown import Pass
 from linl.program import Bend, Program
 
 SOURCES = ("images", "samples", "corners", "attack", "solver")

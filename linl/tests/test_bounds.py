@@ -9,7 +9,8 @@ from torch import nn
 
 import linl
 from linl import Box
-from linl.bounds import METHODS, Pass, bound
+from linl.bounds import METHODS, bound
+from linl.crown import Pass
 from linl.pieces import pieces_of
 from linl.reading import NoBoundRule, program
 from linl.tests.brute import extremes, small_net

@@ -8,8 +8,8 @@ import torch
 
 import linl
 from linl import Box
-from linl.bounds import Pass
 from linl.branching import Branching, Leaves, check
+from linl.crown import Pass
 from linl.program import Bend
 from linl.reading import program
 from linl.tests.brute import extremes, small_net

@@ -35,6 +35,7 @@ ORDER = [
     "reading",
     "ranges",
     "windows",
+    "crown",
     "bounds",
     "branching",
     "witnesses",

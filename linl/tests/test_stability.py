@@ -9,7 +9,8 @@ from torch import nn
 
 import linl
 from linl import Box, Stability
-from linl.bounds import Pass, bound
+from linl.bounds import bound
+from linl.crown import Pass
 from linl.milp import Model
 from linl.reading import program
 from linl.states import PROOFS, UNDECIDED, UNSTABLE
