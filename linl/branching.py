@@ -78,16 +78,23 @@ def _covers(fixed: Tensor) -> bool:
 
 
 def check(walk: Pass, value: int, unit: int, sign: float, leaves: Leaves) -> float:
-    """A lower bound of sign·unit from the parts of a domain; −∞ where they don't cover it."""
-    if not leaves.cover():
+    """A lower bound of sign·unit from the parts of a domain; −∞ where they don't cover it, or are no parts at all.
+
+    Nothing about the leaves is trusted: whatever slopes and multipliers they hold, the bound is sound.
+    """
+    bends = {op.target: op for op in walk.program.upto(value) if isinstance(op, Bend)}
+    known = {t: walk.program.shapes[t] for t in bends}
+    if any({t: v.shape[1:] for t, v in part.items()} != known for part in leaves.parts) or not leaves.cover():
         return -torch.inf
+    if any(len(op.pieces.bends) > 1 and (leaves.fixed[t] >= 0).any() for t, op in bends.items()):
+        return -torch.inf  # two sides aren't the whole of three pieces
     least = torch.inf
     with torch.no_grad():
         for start in range(0, len(leaves), 8 * AT_ONCE):
             some = leaves[start : start + 8 * AT_ONCE]
             walk.choose(some.share, some.fixed, some.pull)
             bound, _ = walk.least(value, torch.full((len(some),), unit), torch.full((len(some),), sign))
-            least = min(least, bound.min().item())
+            least = min(least, bound.min().item() if bound.isfinite().all() else -torch.inf)
     walk.choose({})
     return least
 

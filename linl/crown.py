@@ -218,7 +218,8 @@ class Pass:
             share: shares of the way from the least slope to the greatest.
             fixed: the piece (0 or 1, of two) that a unit is assumed to be in, −1 for none. The bounds then hold
                 where the assumptions do.
-            pull: not below 0: multipliers of the assumptions (Wang et al., Beta-CROWN, NeurIPS 2021, section 3.2).
+            pull: multipliers of the assumptions (Wang et al., Beta-CROWN, NeurIPS 2021, section 3.2); what is below 0
+                counts as 0.
         """
         self.chosen, self.fixed, self.pull = {}, {}, {}
         for op in self.program.ops:
@@ -231,7 +232,7 @@ class Pass:
         for target, pieces in (fixed or {}).items():
             self.fixed[target] = pieces[None]
             side = torch.where(pieces < 0, 0, 2 * pieces - 1)  # on: z − bend ≥ 0; off: ≤ 0
-            self.pull[target] = (pull[target].to(self.dtype) * side)[None]
+            self.pull[target] = (pull[target].to(self.dtype).clamp(min=0) * side)[None]
 
     def _ends(self, op: Bend) -> tuple[Tensor, Tensor]:
         known = self.ranges[op.sources[0]]

@@ -87,6 +87,24 @@ def test_a_domain_is_cut_until_the_bound_is_exact(seed):
     assert Branching(walk, value, 0, 1.0, least + near, found, 20.0).run() is None
 
 
+def test_forged_parts_prove_nothing():
+    net, inputs = small_net(7)
+    box = Box(-torch.ones(inputs), torch.ones(inputs))
+    state = linl.analyse(net, box)
+    (site, unit, sign), leaves = next(iter(state.trees.items()))
+    read = program(net, box.shape)
+    value = read.bends[site].sources[0]
+    walk = walked(net, box, value)
+    seen = (sign * read.run(box.sample(5000))[value].flatten(1)[:, unit]).min().item()
+    right = check(walk, value, unit, float(sign), leaves)
+    assert 0 <= right <= seen
+    for forge in (lambda t: -100 * torch.ones_like(t), lambda t: torch.full_like(t, torch.nan), lambda t: 1e6 * t):
+        forged = Leaves(leaves.fixed, leaves.share, {t: forge(v) for t, v in leaves.pull.items()})
+        assert check(walk, value, unit, float(sign), forged) <= seen
+    narrow = Leaves(*({t: v[:, :-1] for t, v in part.items()} for part in leaves.parts))
+    assert check(walk, value, unit, float(sign), narrow) == -torch.inf
+
+
 def test_what_covers_a_domain():
     def parts(*rows):
         fixed = torch.tensor(rows, dtype=torch.int8)
