@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from linl.crown import Pass, ascend_
+from linl.crown import Pass, ascend_, rounded
 from linl.program import Bend
 
 AT_ONCE = 64  # domains that are cut at a time
@@ -127,7 +127,8 @@ class Branching:
             {op.target: self.walk.first_share(op, 1).float() for op in self.bends},
             {t: torch.zeros(1, *shape) for t, shape in shapes.items()},
         )
-        rows = self._rows(first)
+        rows: dict[int, Tensor] = {}
+        self._least(first, rows)
         # multipliers are found in shares of what they are weighed against
         self.size = {t: float(rows[t].abs().max()) if t in rows else 0.0 for t in shapes}
         bound, first, score = self._bound(first, STEPS)
@@ -165,7 +166,7 @@ class Branching:
         units = best.indices.repeat_interleave(2, dim=1).flatten()
         pieces = torch.tensor([0, 1], dtype=torch.int8).repeat(n * tried)
         halves = _cut(parents[each], units, pieces)
-        bound, _ = self._evaluate(halves)
+        bound = self._least(halves)
         worse = bound.view(n, tried, 2).amin(2)
         worse[best.values <= 0] = -torch.inf
         chosen = worse.argmax(1)
@@ -173,12 +174,13 @@ class Branching:
         return halves[at.flatten()]
 
     @torch.no_grad()
-    def _evaluate(self, leaves: Leaves) -> tuple[Tensor, Tensor]:
+    def _least(self, leaves: Leaves, seen: dict[int, Tensor] | None = None) -> Tensor:
+        """Each part's bound as its slopes and multipliers stand; `seen` is given the rows, as by `Pass.least`."""
         self.walk.choose(leaves.share, leaves.fixed, leaves.pull)
         n = len(leaves)
-        bound, row = self.walk.least(self.value, torch.full((n,), self.unit), torch.full((n,), self.sign))
+        bound, _ = self.walk.least(self.value, torch.full((n,), self.unit), torch.full((n,), self.sign), seen=seen)
         self.walk.choose({})
-        return bound[0], row[0]
+        return bound[0]
 
     def _bound(self, leaves: Leaves, steps: int) -> tuple[Tensor | None, Leaves, Tensor]:
         """Bounds by gradient ascent, what they were had with, and how much each unit's lines cost (n, units).
@@ -195,8 +197,8 @@ class Branching:
         kept = Leaves(leaves.fixed, *({t: v.clone() for t, v in part.items()} for part in leaves.parts[1:]))
         for step in range(steps + 1):
             with torch.enable_grad():
-                used = {t: _rounded(v * self.size[t]) for t, v in pull.items()}
-                walk.choose({t: _rounded(v) for t, v in share.items()}, leaves.fixed, used)
+                used = {t: rounded(v * self.size[t]) for t, v in pull.items()}
+                walk.choose({t: rounded(v) for t, v in share.items()}, leaves.fixed, used)
                 bound, row = walk.least(self.value, units, signs)
             better = bound[0].detach() > best
             best = torch.where(better, bound[0].detach(), best)
@@ -224,19 +226,11 @@ class Branching:
             return None, kept, best
         return best, kept, self._scores(kept)
 
-    @torch.no_grad()
-    def _rows(self, leaves: Leaves) -> dict[int, Tensor]:
-        """The rows over every activation's output, by its target, (1, n, *shape)."""
-        rows: dict[int, Tensor] = {}
-        self.walk.choose(leaves.share, leaves.fixed, leaves.pull)
-        n = len(leaves)
-        self.walk.least(self.value, torch.full((n,), self.unit), torch.full((n,), self.sign), seen=rows)
-        self.walk.choose({})
-        return rows
-
     def _scores(self, leaves: Leaves) -> Tensor:
         """How much a unit's lines are apart, times its weight in the row: what a cut there may give. (n, units)"""
-        rows, n, found = self._rows(leaves), len(leaves), []
+        rows: dict[int, Tensor] = {}
+        self._least(leaves, rows)
+        n, found = len(leaves), []
         for op in self.bends:
             known = self.walk.ranges[op.sources[0]]
             below, low, above, high = self.walk.lines_of(op)
@@ -249,11 +243,6 @@ class Branching:
             score = torch.zeros(n, *open_.shape[1:]) if here is None else here[0].abs() * gap
             found.append((score * open_).flatten(1))
         return torch.cat(found, dim=1)
-
-
-def _rounded(value: Tensor) -> Tensor:
-    """The value as float32 keeps it, its gradient as if it weren't rounded."""
-    return value + (value.detach().float().to(value.dtype) - value.detach())
 
 
 def _cut(parents: Leaves, units: Tensor, pieces: Tensor) -> Leaves:

@@ -192,9 +192,7 @@ class Pass:
         steady = {target: (torch.zeros_like(t), torch.zeros_like(t)) for target, t in share.items()}
         for step in range(steps + 1):
             with torch.enable_grad():
-                # what is kept is rounded to float32, so that is what is used
-                used = {target: t + (t.detach().float().to(t.dtype) - t.detach()) for target, t in share.items()}
-                self.choose(used)
+                self.choose({target: rounded(t) for target, t in share.items()})
                 bound, _ = self.least(value, units, signs)
             better = bound[0].detach() > best
             best = torch.where(better, bound[0].detach(), best)
@@ -366,6 +364,11 @@ def adds_nothing(path: list[Op]) -> bool:
     """Whether the way back along a path can't be tighter than intervals: one layer mixes numbers, nothing branches."""
     mixing = [op for op in path if isinstance(op, Dense) or (isinstance(op, Conv) and not op.pointwise)]
     return len(mixing) <= 1 and not any(len(op.sources) > 1 for op in path)
+
+
+def rounded(value: Tensor) -> Tensor:
+    """A number as it will be kept, in float32; its gradient as if it weren't rounded."""
+    return value + (value.detach().float().to(value.dtype) - value.detach())
 
 
 @torch.no_grad()

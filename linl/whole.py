@@ -15,7 +15,7 @@ from torch import Tensor
 
 from linl.affine import Affine, Geometry, Size, as_dense, pad_argument, wide
 
-_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 AT_ONCE = 2**24
 """Numbers of an image batch that goes back through a layer at once: 128 MiB."""
@@ -78,7 +78,7 @@ def adjoint(g: Geometry, weight: Tensor, y: Tensor, size: Size) -> Tensor:
     """A convolution's linear part the other way: (N, outputs, *output size) to (N, inputs, *size)."""
     # positions after the last that the layer reads: a stride leaves them over
     spare = tuple((n - span - 1) % step for n, span, step in zip(_reach(g, size), g.span, g.stride, strict=True))
-    x = _TRANSPOSED[g.dims](y, weight, None, g.stride, 0, spare, g.groups, g.dilation)
+    x = TRANSPOSED[g.dims](y, weight, None, g.stride, 0, spare, g.groups, g.dilation)
     if g.mode == "zeros":  # what padding made up is cut off, what it cut off gets zeros
         back = tuple((-low, -high) for low, high in g.padding)
         return F.pad(x, pad_argument(back)) if any(side for pair in back for side in pair) else x

@@ -28,10 +28,10 @@ from linl.affine import Affine, Geometry, Size
 from linl.devices import pick_precision
 from linl.program import Bend, Conv, MaxPool, Op, Program, Sum, apply
 from linl.ranges import Range
+from linl.whole import TRANSPOSED
 
 AT_ONCE = 1 << 22  # numbers of a block of rows: they stay in the processor's cache
 WIDE = 512  # channels from which on matrix products beat torch's transposed convolutions of small windows
-_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 Block = tuple[tuple[int, int], ...]
 """First position and the one after the last, in each dimension."""
 
@@ -292,7 +292,7 @@ class Windows:
         if _in_taps(g):
             return [(op.sources[0], *self._by_taps(op, rows, window, block))]
         first = rows.flatten(0, 1).movedim(-1, 1)
-        made = _TRANSPOSED[g.dims](first, weight, None, g.stride, 0, 0, g.groups, g.dilation).movedim(1, -1)
+        made = TRANSPOSED[g.dims](first, weight, None, g.stride, 0, 0, g.groups, g.dilation).movedim(1, -1)
         return [(op.sources[0], made.reshape(*rows.shape[:2], *made.shape[1:]), window.through(g))]
 
     def _by_taps(self, op: Conv, rows: Tensor, window: Window, block: Block) -> tuple[Tensor, Window]:
