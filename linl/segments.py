@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from linl.checking import shown
 from linl.program import Bend, MaxPool, Program
 from linl.reading import program
-from linl.sweep import TOUCH, Sweep
+from linl.sweep import Sweep
 
 BLOCK = 1 << 24
 """Numbers kept for the breakpoints of one block, 128 MiB."""
@@ -143,7 +143,6 @@ class _Pieces:
 
     def __init__(self, read: Program, made: Segment, end: float) -> None:
         self.sweep, self.made, self.end = Sweep(read), made, end
-        self.touch: dict[int, float] = {}
 
     def run(self) -> None:
         """All blocks, from the segment's start to its end."""
@@ -189,9 +188,7 @@ class _Pieces:
         return block
 
     def _near(self, op: Bend | MaxPool, values: Tensor, bends: tuple[float, ...] = ()) -> float:
-        if op.target not in self.touch:
-            self.touch[op.target] = TOUCH * max(float(values.abs().amax()), *map(abs, bends), 1e-300)
-        return self.touch[op.target]
+        return self.sweep.touch(op, lambda: float(values.abs().amax()), bends)
 
     def _bend(self, op: Bend, block: _Block) -> None:
         """A breakpoint wherever a unit comes to a bend."""

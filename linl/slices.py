@@ -24,7 +24,7 @@ from linl.cutting import Corners, Cutter
 from linl.pieces import Pieces
 from linl.program import Bend, Program, picks
 from linl.segments import stacked
-from linl.sweep import TOUCH, Sweep, padded, piece_at, readable, straight
+from linl.sweep import Sweep, padded, piece_at, readable, straight
 
 FLAT = 1e-9
 """Sine of the angle at the first of three inputs below which they count as lying on one line."""
@@ -218,7 +218,6 @@ class _Subdivision:
 
     def __init__(self, read: Program, made: Slice, end: float) -> None:
         self.sweep, self.made, self.end = Sweep(read), made, end
-        self.touch: dict[int, float] = {}
 
     def run(self) -> None:
         """All blocks, depth first."""
@@ -264,10 +263,8 @@ class _Subdivision:
         """Cuts the block's polygons by an activation's units; returns the rows of what the activation gives."""
         shape, rows = rows.shape[1:], padded(rows, block.basis.shape[1])
         flat, pieces = rows.flatten(1), op.pieces
-        if op.site not in self.touch:
-            most = float((block.basis.abs().amax(0) @ flat.abs()).amax())
-            self.touch[op.site] = TOUCH * max(most, *map(abs, pieces.bends), 1e-300)
-        touch, real = self.touch[op.site], pieces.bending(shape).flatten(1)
+        touch = self.sweep.touch(op, lambda: float((block.basis.abs().amax(0) @ flat.abs()).amax()), pieces.bends)
+        real = pieces.bending(shape).flatten(1)
         units = _reaching(pieces.bends, real, flat, block.basis, touch)
         values = block.basis @ flat[:, units]
         number, column = real[:, units].nonzero().T  # a line for each bend that a unit has

@@ -33,6 +33,7 @@ class Sweep:
         self.program, self.ops = read, read.ops
         self.biases = [getattr(op, "bias", None) if isinstance(op, Dense | Conv) else None for op in read.ops]
         self.plain = [without_bias(op) for op in read.ops]
+        self.touches: dict[int, float] = {}
         wanted = {read.output}
         self.live = [wanted]
         for op in reversed(self.ops):
@@ -77,13 +78,19 @@ class Sweep:
 
     def _linear(self, at: int, x: Tensor) -> Tensor:
         op = self.plain[at]
-        if isinstance(op, Conv) and op.pointwise and op.inputs == op.outputs and not op.layer.geometry.padded:
+        if isinstance(op, Conv) and op.scales:
             return x * op.layer.weight.view(-1, *[1] * op.layer.geometry.dims)  # torch's depthwise layers are slow
         return op.forward(x)
 
     def _kept(self, at: int, values: dict[int, Tensor], made: Tensor) -> dict[int, Tensor]:
         values = {**values, self.ops[at].target: made}
         return {key: value for key, value in values.items() if key in self.live[at + 1]}
+
+    def touch(self, op: Op, largest: Callable[[], float], bends: tuple[float, ...] = ()) -> float:
+        """How near to a bend of an operation counts as on it; from the largest number it is first given."""
+        if op.target not in self.touches:
+            self.touches[op.target] = TOUCH * max(largest(), *map(abs, bends), 1e-300)
+        return self.touches[op.target]
 
     def numbers(self, at: int) -> int:
         """Numbers that are kept for one point before operation `at`."""
