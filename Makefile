@@ -18,7 +18,7 @@ study: $(READY)
 	@$(BIN)/python -m linl.study run $(PROFILE)
 
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lab: $(READY)
 	@$(BIN)/jupyter lab notebooks

@@ -1,8 +1,10 @@
 """Cells: what a list of half-spaces leaves of a box, and whether it has an interior, by linear programs (HiGHS).
 
-A cell lives in coordinates u from −1 to 1 at each position of the box. Its size is the half-side of the largest cube
-that fits: the greatest t with s·(a·u + c) ≥ t·‖a‖₁ for each half-space and |u| ≤ 1 − t. Rows come divided by ‖a‖₁,
-so the solver sees numbers of size 1 whatever the network's are (see linl.milp for what happens otherwise).
+A cell lives in coordinates u from −1 to 1 at each position of the box. The solver looks for the greatest t with
+a·u + c ≥ t for each half-space; rows come divided by ‖a‖₁, so it sees numbers of size 1 whatever the network's are
+(see linl.milp for what happens otherwise). Pulled towards the box's middle by the factor 1 − t/2, the point loses at
+most t/2 in each row: around it fits a cube of half-side t/2, at least half as large as the largest that does. The
+largest itself would cost two rows an input; this costs none, and hundreds of inputs are no burden.
 
 The solver is never taken at its word. That a cell has an interior is shown by a point, looked at elsewhere. That it
 has none is shown by the solver's multipliers y ≥ 0 alone: Σ y·(a·u + c) above 0 nowhere on the box means that no
@@ -50,14 +52,10 @@ class Cell:
             threads=1, presolve="off", primal_feasibility_tolerance=TOLERANCE, dual_feasibility_tolerance=TOLERANCE,
             small_matrix_value=1e-12,
         )  # fmt: skip
-        inf = highspy.kHighsInf
         for _ in range(inputs):
-            self.solver.addVar(-inf, inf)
-        self.solver.addVar(-1.0, 1.0)  # t
+            self.solver.addVar(-1.0, 1.0)
+        self.solver.addVar(-highspy.kHighsInf, 1.0)  # t
         self.solver.changeColCost(inputs, -1.0)
-        for i in range(inputs):  # |u| ≤ 1 − t
-            for sign in (1.0, -1.0):
-                self.solver.addRow(-inf, 1.0, 2, np.array([i, inputs], dtype=np.int32), np.array([sign, 1.0]))
         self.columns = np.arange(inputs + 1, dtype=np.int32)
 
     def become(self, spaces: list[HalfSpace]) -> None:
@@ -66,8 +64,7 @@ class Cell:
         while same < min(len(spaces), len(self.spaces)) and spaces[same] is self.spaces[same]:
             same += 1
         if same < len(self.spaces):
-            first = 2 * self.inputs + same
-            gone = np.arange(first, first + len(self.spaces) - same, dtype=np.int32)
+            gone = np.arange(same, len(self.spaces), dtype=np.int32)
             self.solver.deleteRows(len(gone), gone)
         for space in spaces[same:]:
             self._add(space)
@@ -80,7 +77,10 @@ class Cell:
         self.solver.addRow(-space.constant, highspy.kHighsInf, self.inputs + 1, self.columns, values)
 
     def largest(self) -> tuple[float, np.ndarray, np.ndarray] | None:
-        """The half-side of the largest cube, its middle and the rows' multipliers; None if the solver can't say."""
+        """The half-side of a cube that fits (below 0: none does), its middle and the rows' multipliers.
+
+        None if the solver can't say.
+        """
         import highspy
 
         for attempt in range(2):
@@ -88,7 +88,8 @@ class Cell:
             if self.solver.getModelStatus() == highspy.HighsModelStatus.kOptimal:
                 solution = self.solver.getSolution()
                 values, duals = np.array(solution.col_value), np.array(solution.row_dual)
-                return float(values[-1]), values[:-1], np.abs(duals[2 * self.inputs :])
+                half = values[-1] / 2
+                return float(half), values[:-1] * (1 - max(half, 0.0)), np.abs(duals)
             if not attempt:
                 self.solver.clearSolver()  # once more from nothing
         return None

@@ -16,7 +16,8 @@ from linl.boxes import Box
 from linl.program import Bend, Conv, Dense, Op, Program, Sum
 from linl.sweep import without_bias
 
-_fractions = np.vectorize(Fraction, otypes=[object])
+exactly = np.vectorize(Fraction, otypes=[object])
+"""An array of floats as `Fraction`s, which hold them without rounding."""
 
 
 def exact_inputs(read: Program, box: Box, pattern: list[np.ndarray], site: int) -> np.ndarray:
@@ -32,8 +33,8 @@ def exact_inputs(read: Program, box: Box, pattern: list[np.ndarray], site: int) 
     """
     lower, upper = box.lower[0].flatten().numpy(), box.upper[0].flatten().numpy()
     free = (upper > lower).nonzero()[0]
-    rows = _fractions(np.zeros((1 + len(free), len(lower))))
-    rows[0] = _fractions(np.where(upper > lower, 0.0, lower))
+    rows = exactly(np.zeros((1 + len(free), len(lower))))
+    rows[0] = exactly(np.where(upper > lower, 0.0, lower))
     rows[np.arange(1, 1 + len(free)), free] = Fraction(1)
     values, target = {0: rows}, read.bends[site].sources[0]
     for op in read.upto(target):
@@ -47,7 +48,7 @@ def _step(op: Op, given: list[np.ndarray], pattern: list[np.ndarray], shape: tor
     if isinstance(op, Sum):
         made = sum(sign * value for sign, value in zip(op.signs, given, strict=True))
         if op.constant is not None:
-            made[0] = made[0] + _fractions(op.constant.flatten().numpy())
+            made[0] = made[0] + exactly(op.constant.flatten().numpy())
         return made
     if isinstance(op, Bend):
         return _bend(op, given[0], pattern[op.site], shape)
@@ -57,14 +58,14 @@ def _step(op: Op, given: list[np.ndarray], pattern: list[np.ndarray], shape: tor
 def _linear(op: Dense | Conv, rows: np.ndarray) -> np.ndarray:
     one = torch.eye(rows.shape[1], dtype=torch.float64).view(-1, *op.inputs)
     weight = without_bias(op).forward(one).flatten(1).numpy()  # one product in each number: no rounding
-    made = _fractions(np.zeros((len(rows), weight.shape[1])))
+    made = exactly(np.zeros((len(rows), weight.shape[1])))
     for unit in range(weight.shape[1]):
         used = weight[:, unit].nonzero()[0]
         if len(used):
-            made[:, unit] = rows[:, used].dot(_fractions(weight[used, unit]))
+            made[:, unit] = rows[:, used].dot(exactly(weight[used, unit]))
     if op.bias is not None:
         shape = op.outputs if isinstance(op, Conv) else op.bias.shape
-        made[0] = made[0] + _fractions(op.bias.expand(shape).flatten().numpy())
+        made[0] = made[0] + exactly(op.bias.expand(shape).flatten().numpy())
     return made
 
 
@@ -75,7 +76,7 @@ def _bend(op: Bend, rows: np.ndarray, piece: np.ndarray, shape: torch.Size) -> n
         if not len(mine):
             continue
         at = max(0, number - 1)
-        slopes = _fractions(slope.expand(shape).flatten().numpy()[mine])
+        slopes = exactly(slope.expand(shape).flatten().numpy()[mine])
         made[:, mine] = rows[:, mine] * slopes
         made[0, mine] = made[0, mine] + (Fraction(op.pieces.values[at]) - slopes * Fraction(op.pieces.bends[at]))
     return made
@@ -95,7 +96,7 @@ def nowhere_inside(rows: np.ndarray, constants: np.ndarray, ends: np.ndarray, we
 
     Returns: True is proved; False is not known.
     """
-    lower, upper = _fractions(ends)
+    lower, upper = exactly(ends)
     used = list((weights > 1e-9 * max(weights.max(initial=0.0), 1e-300)).nonzero()[0])
     while used:
         total = weights[used] @ rows[used].astype(float)
@@ -130,7 +131,7 @@ def _kernel(matrix: np.ndarray) -> list[np.ndarray]:
         row += 1
     found = []
     for column in set(range(columns)) - set(pivots):
-        y = _fractions(np.zeros(columns))
+        y = exactly(np.zeros(columns))
         y[column] = Fraction(1)
         for i, pivot in enumerate(pivots):
             y[pivot] = -matrix[i, column]

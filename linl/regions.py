@@ -30,7 +30,7 @@ from linl.contexts import Context, Domain
 from linl.drawing import draw_slice
 from linl.locality import affine_at
 from linl.program import Bend, Program
-from linl.rationals import nowhere_inside
+from linl.rationals import exactly, nowhere_inside
 from linl.segments import along
 from linl.slices import in_plane
 from linl.sweep import Sweep, readable, straight
@@ -320,6 +320,8 @@ class _Search:
                 return point
             if self.cell.empty(weights) or self._exactly_empty(node, spaces, weights):
                 return None
+            if self._exactly_inside(node, spaces, point):
+                return point
         site, unit, number, sign = space.key
         side = "above" if sign > 0 else "below"
         what = f"{self.made.names[site]} {unit} {side} bend {number}"
@@ -328,18 +330,30 @@ class _Search:
 
     def _exactly_empty(self, node: _Node, spaces: list[HalfSpace], weights: np.ndarray) -> bool:
         """The same proof in exact arithmetic: for faces that coincide, or all go through one point."""
-        used = (weights > 0).nonzero()[0]
         rows, constants, scaled = [], [], []
-        for i in used:
-            site, unit, number, sign = spaces[i].key
-            column = self.domain.exact(node.context.pattern[:site])[:, unit]
-            rows.append(sign * column[1:])
-            constants.append(sign * (column[0] - Fraction(self.program.bends[site].pieces.bends[number])))
-            norm = float(np.abs(column[1:].astype(float)) @ self.domain.radius.numpy())
-            scaled.append(weights[i] / norm)
+        for i in (weights > 0).nonzero()[0]:
+            row, constant = self._exact(node, spaces[i])
+            rows.append(row)
+            constants.append(constant)
+            scaled.append(weights[i] / float(np.abs(row.astype(float)) @ self.domain.radius.numpy()))
         if not rows:
             return False
         return nowhere_inside(np.array(rows), np.array(constants), self.domain.ends, np.array(scaled))
+
+    def _exactly_inside(self, node: _Node, spaces: list[HalfSpace], point: np.ndarray) -> bool:
+        """Whether a point is strictly inside in exact arithmetic: real cells that are thinner than floats can tell,
+        as a weight of 1e-8 beside one of 0.1 makes them."""
+        if not (np.abs(point) < 1).all():
+            return False
+        x = exactly(self.domain.center.numpy()[self.domain.free]) + exactly(point) * exactly(self.domain.radius.numpy())
+        return all(row.dot(x) + constant > 0 for row, constant in (self._exact(node, space) for space in spaces))
+
+    def _exact(self, node: _Node, space: HalfSpace) -> tuple[np.ndarray, Fraction]:
+        """A half-space of a node's cell as row·x + constant ≥ 0 over the free positions, in Fractions."""
+        site, unit, number, sign = space.key
+        column = self.domain.exact(node.context.pattern[:site])[:, unit]
+        bend = Fraction(self.program.bends[site].pieces.bends[number])
+        return sign * column[1:], sign * (column[0] - bend)
 
     # --- regions ---------------------------------------------------------------------------------
 

@@ -3,6 +3,11 @@
 import os
 from pathlib import Path
 
+# Several workers (pytest -n) share the cores: what each may use is set before torch starts its threads, and handed
+# down to the kernels and processes that a test starts.
+if (WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+
 import pytest
 import torch
 
