@@ -5,6 +5,7 @@ Importing linl is light: torchvision, timm and seaborn load where they are used.
 
 from linl import (
     bounds,
+    components,
     cost,
     data,
     devices,
@@ -48,8 +49,8 @@ from linl.units import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "Box", "LiNLU", "PartialLinear", "Stability", "analyse", "bounds", "compress", "cost", "data", "devices", "fold",
-    "foldable", "folding", "fuse_kernels_", "graph", "guard", "harden", "linearize", "losses", "measure", "merge",
-    "models", "nonlinearity", "pad_first", "param_groups", "penalty", "planning", "project_", "regions", "results",
-    "shallow", "stability", "train", "units", "verify", "verify_stability", "weights",
+    "Box", "LiNLU", "PartialLinear", "Stability", "analyse", "bounds", "components", "compress", "cost", "data",
+    "devices", "fold", "foldable", "folding", "fuse_kernels_", "graph", "guard", "harden", "linearize", "losses",
+    "measure", "merge", "models", "nonlinearity", "pad_first", "param_groups", "penalty", "planning", "project_",
+    "regions", "results", "shallow", "stability", "train", "units", "verify", "verify_stability", "weights",
 ]  # fmt: skip

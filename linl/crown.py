@@ -22,6 +22,7 @@ from torch import Tensor
 from linl.boxes import Box
 from linl.program import Bend, Conv, Dense, MaxPool, Op, Program, Reshape, Sum, picks
 from linl.ranges import Range, outward
+from linl.ties import settled
 from linl.windows import Windows, is_map, way_back
 
 DEPTH = 1  # activations that "local" goes back through
@@ -68,7 +69,8 @@ class Pass:
             bias = 0 if op.bias is None else op.bias.abs()
             slack = eps * (op.fan + 8) * (size + bias)
             rows = math.prod(middle.shape[1:]) * eps * bias  # a row's product with the bias sums all of them
-            return Range(middle - spread - slack, middle + spread + slack), slack + rows
+            made = Range(middle - spread - slack, middle + spread + slack)
+            return (settled(op, first, made, slack) if self.dtype == torch.float64 else made), slack + rows
         if isinstance(op, Sum):
             lower, upper = 0, 0
             for sign, value in zip(op.signs, given, strict=True):
@@ -88,6 +90,8 @@ class Pass:
             made = Range(op.forward(first.lower), op.forward(first.upper))
             return made, torch.zeros_like(made.lower)
         lower, upper = op.pieces.range(first.lower, first.upper)
+        if not op.pieces.rounds:
+            return Range(lower, upper), torch.zeros_like(lower)
         slack = 8 * eps * (op.pieces.largest_slope(lower) * (first.largest + op.pieces.offset) + op.pieces.offset)
         return Range(lower - slack, upper + slack), torch.zeros_like(slack)  # the lines bring their own
 

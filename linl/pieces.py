@@ -46,6 +46,12 @@ class Pieces:
         """The largest |bend| and |value|: what the function's own sums are rounded by, besides their input."""
         return float(max(map(abs, (*self.bends, *self.values))))
 
+    @property
+    def rounds(self) -> bool:
+        """Whether its values are rounded; those of ReLU and ReLU6, slopes 0 and 1 from 0 on, aren't."""
+        plain = all(bool(((slope == 0) | (slope == 1)).all()) for slope in self.slopes)
+        return not (plain and self.bends[0] == self.values[0] == 0)
+
     def largest_slope(self, like: Tensor) -> Tensor:
         """The greatest |slope|, () or (C, 1, …)."""
         largest = self.slopes[0].abs()

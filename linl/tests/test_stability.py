@@ -267,3 +267,28 @@ if __name__ == "__main__":  # python -m linl.tests.test_stability 200
         for row in agrees_with_enumeration(number).table.itertuples():
             counts[row.state, row.proof] = counts.get((row.state, row.proof), 0) + 1
     print(f"{count} networks, every unit decided as enumeration decides it: {counts}")
+
+
+def test_a_unit_that_only_touches_its_bend_is_stable():
+    """As training leaves units that never fire: no bias, weights of one sign. Exact arithmetic tells 0 from 1e-14."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(40, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)).double().eval()
+    with torch.no_grad():
+        for layer in (net[0], net[2]):
+            layer.weight[:2] = -layer.weight[:2].abs()
+            layer.weight[2:4] = layer.weight[2:4].abs()
+            layer.bias[:4] = 0.0
+        net[0].weight[0] *= 1e-9
+        net[2].bias[1] = 1e-300  # not stable at all: it fires where everything before it is off
+        net[0].bias[4:] = 0.0  # at the corner 0 the first layer gives nothing
+    state = linl.analyse(net, Box.unit((40,)), "interval")
+    assert state.codes[0][:4].tolist() == [0, 0, 1, 1]
+    assert state.codes[1][:4].tolist() == [0, UNDECIDED, 1, 1], "1e-300 above its bend is above it"
+    assert (state.codes[0][4:] == -1).all()
+    assert linl.verify_stability(net, state).complete
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(50, 1)).double().eval()
+    with torch.no_grad():
+        net[0].weight[0].abs_().neg_()
+        net[0].bias[0] = 0.0
+    state = linl.analyse(net, Box.unit((1, 5, 5)), "interval")
+    assert (state.codes[0].view(2, -1)[0] == 0).all()
