@@ -1,4 +1,5 @@
-# Turns a profile of study.yaml into papermill runs and, when all are done, its tables.
+# Turns a profile of study.yaml into papermill runs and, when all are done, its tables (notebooks/tables.ipynb, which
+# runs those of notebooks/tables/ in its own kernel and writes index.md last).
 # Started by `make study` (python -m linl.study run PROFILE), which checks everything first.
 #
 # A run's only declared output is result.json: it is renamed into place as the last thing a run does, so a

@@ -14,10 +14,12 @@ from linl import (
     losses,
     merge,
     models,
+    notebooks,
     planning,
     regions,
     results,
     stability,
+    tables,
     train,
     units,
     weights,
@@ -51,6 +53,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Box", "LiNLU", "PartialLinear", "Stability", "analyse", "bounds", "components", "compress", "cost", "data",
     "devices", "fold", "foldable", "folding", "fuse_kernels_", "graph", "guard", "harden", "linearize", "losses",
-    "measure", "merge", "models", "nonlinearity", "pad_first", "param_groups", "penalty", "planning", "project_",
-    "regions", "results", "shallow", "stability", "train", "units", "verify", "verify_stability", "weights",
+    "measure", "merge", "models", "nonlinearity", "notebooks", "pad_first", "param_groups", "penalty", "planning",
+    "project_", "regions", "results", "shallow", "stability", "tables", "train", "units", "verify",
+    "verify_stability", "weights",
 ]  # fmt: skip

@@ -12,7 +12,6 @@ a profile is said before the first run starts.
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import logging
 import os
@@ -27,6 +26,7 @@ import pandas as pd
 import yaml
 
 from linl.data import PROJECT
+from linl.notebooks import notebook_defaults
 from linl.results import ParameterError, record, results_folder, run_folder
 from linl.train import atomic
 
@@ -84,27 +84,6 @@ def profiles(path: Path | None = None) -> dict[str, dict]:
     if not isinstance(found, dict):
         raise ParameterError(f"{path.name} must have `profiles:` at its top")
     return found
-
-
-def notebook_defaults(notebook: Path) -> dict[str, Any]:
-    """A notebook's parameters with their default values, by its cell tagged "parameters".
-
-    Raises:
-        ParameterError: no such notebook, or none that can be read.
-    """
-    if not notebook.is_file():
-        raise ParameterError(f"no notebook {notebook}")
-    import nbformat
-
-    cells = nbformat.read(notebook, as_version=4).cells
-    tagged = [c.source for c in cells if "parameters" in c.metadata.get("tags", [])]
-    if not tagged:
-        raise ParameterError(f"{notebook.name} has no cell tagged parameters")
-    return {
-        statement.target.id: ast.literal_eval(statement.value)
-        for statement in ast.parse(tagged[0]).body
-        if isinstance(statement, ast.AnnAssign)
-    }
 
 
 def jobs(profile: str, path: Path | None = None) -> list[Job]:
@@ -288,7 +267,8 @@ def _show(wanted: list[Job], tables: Path) -> None:
 
 
 def make_tables(source: str = "records", profile: str = "", out: Path | None = None) -> None:
-    """Runs `notebooks/tables.ipynb`; from records to results/tables/ unless told otherwise."""
+    """Runs `notebooks/tables.ipynb`, and all of `notebooks/tables/` in it; from records to results/tables/ unless told
+    otherwise."""
     import papermill
 
     out = out or results_folder() / "tables"

@@ -60,12 +60,17 @@ ORDER = [
     "shallowing",
     "weights",
     "models",
+    "sources",
+    "images",
+    "pictures",
     "data",
     "components",
     "losses",
     "recipes",
     "train",
     "results",
+    "tables",
+    "notebooks",
     "study",
 ]
 """DESIGN's list, the files of this repository: each may import only from those before it."""

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,11 +18,22 @@ NOTEBOOKS = [path for path in NOTEBOOKS if ".ipynb_checkpoints" not in path.part
 TEACHING = [path for path in NOTEBOOKS if path.parent.name == "teach"]
 
 
+def name(path):
+    """As the map in the README calls it: "teach/1-linlu"."""
+    return str(path.relative_to(PROJECT / "notebooks").with_suffix(""))
+
+
+def test_the_readme_names_every_notebook():
+    """The map's links, and no others: a notebook that moved is missed at once."""
+    linked = set(re.findall(r"\]\(notebooks/(\S+)\.ipynb\)", (PROJECT / "README.md").read_text()))
+    assert linked == set(map(name, NOTEBOOKS))
+
+
 def cells(path, kind="code"):
     return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_committed_notebooks_are_clean(path):
     content = json.loads(path.read_text())
     kernel = content["metadata"]["kernelspec"]
@@ -33,7 +45,7 @@ def test_committed_notebooks_are_clean(path):
     assert 8 <= len(content["cells"]) <= 64
 
 
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p not in TEACHING], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p not in TEACHING], ids=name)
 def test_parameters_are_annotated_literals_with_a_comment(path):
     tagged = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
     assert len(tagged) == 1

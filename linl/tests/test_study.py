@@ -123,6 +123,12 @@ def test_the_smoke_profile_from_start_to_table(capfd):
     first = {f.name: f.read_bytes() for f in tables.iterdir()}
     assert {"linlnet.csv", "linlnet.md", "linlnet.png", "benchmark-units.csv", "index.md"} <= set(first)
     assert {"layer_folding.csv", "layer_folding.md", "layer_folding.png"} <= set(first)
+    shown = (results.results_folder() / "runs" / "tables" / "all" / "notebook.ipynb").read_text()
+    pictures = [name for name in first if name.endswith(".png")]
+    assert "## The course of p" in shown and shown.count('"image/png"') == len(pictures) >= 3, (
+        "parts show, so the whole"
+    )
+    assert shown.count('"text/html"') >= 3, "their tables too, not pictures alone"
     assert study.main(["tables"]) == 0
     assert {f.name: f.read_bytes() for f in tables.iterdir()} == first, "the same records, the same bytes"
 

@@ -1,0 +1,182 @@
+"""What the notebooks of tables share: the runs they read, where they write, the words in a cell.
+
+A notebook of `notebooks/tables/` makes the tables of one system:
+
+    tables = linl.tables.Tables(**linl.results.parameters(globals()))
+    done = tables.runs("linlnet")
+    groups = linl.tables.settings(done, ["dataset"])
+    tables.write([line(group) for group in groups], "linlnet", NOTE, done)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from linl.results import ParameterError, mean_sd, results_folder, runs, write_figure, write_table
+
+SOURCES = ("records", "runs")
+
+
+@dataclass
+class Tables:
+    """The tables of one set of runs.
+
+    Attributes:
+        source: "records" (committed) or "runs" (everything done here).
+        profile: only runs of this profile; empty for all.
+        out_dir: where tables and figures are written; empty: they are shown, and nothing is written.
+        written: the files written so far.
+
+    Raises:
+        ParameterError: another source.
+    """
+
+    source: str = "records"
+    profile: str = ""
+    out_dir: str | Path = ""
+    written: list[Path] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise ParameterError(f"unknown source {self.source!r}: choose from {', '.join(SOURCES)}")
+
+    def __str__(self) -> str:
+        return f"the {self.source}{f' of profile {self.profile}' if self.profile else ''}"
+
+    def runs(self, experiment: str) -> pd.DataFrame:
+        """The finished runs of an experiment, as `linl.results.runs` tells them; where there are none, it says so."""
+        found = runs(experiment, self.source, self.profile)
+        if found.empty:
+            print(f"no finished runs of {experiment} among {self}")
+        return found
+
+    def counts(self) -> pd.Series:
+        """How many finished runs there are of each experiment; empty when there are none at all."""
+        folders = sorted(path for path in (results_folder() / self.source).glob("*") if path.is_dir())
+        counted = {folder.name: len(runs(folder.name, self.source, self.profile)) for folder in folders}
+        found = {name: count for name, count in counted.items() if count}
+        return pd.Series(found, dtype=int, name="finished runs")
+
+    def write(
+        self, rows: pd.DataFrame | Sequence[dict], name: str, note: str = "", made_by: pd.DataFrame | None = None
+    ) -> pd.DataFrame | None:
+        """Writes a table, if anything is written, and returns it to be shown; None where it has no rows.
+
+        Args:
+            rows: what is in it; what is missing becomes an empty cell.
+            name: of the files.
+            note: the text below it.
+            made_by: the runs that `note` speaks of: its {versions}, {processors} and {hardware} are theirs.
+        """
+        frame = pd.DataFrame(rows)
+        if frame.empty:
+            return None
+        missing = frame.columns[frame.isna().any()]
+        frame = frame.astype(dict.fromkeys(missing, object)).fillna("")
+        if self.out_dir:
+            told = note if made_by is None else note.format(**made_with(made_by))
+            self.written += write_table(frame, name, Path(self.out_dir), told)
+        return frame
+
+    def figure(self, figure, name: str) -> None:
+        """Writes a figure, if anything is written. A notebook shows it by itself when the cell ends."""
+        if self.out_dir:
+            self.written.append(write_figure(figure, name, Path(self.out_dir)))
+
+
+# --- which runs ------------------------------------------------------------------------------------
+
+
+def settings(
+    done: pd.DataFrame,
+    by: Iterable[str] = (),
+    descending: Iterable[str] = (),
+    **columns: Callable[[pd.DataFrame], Any],
+) -> list[pd.DataFrame]:
+    """The runs of each setting (each key), a row a seed; none of none.
+
+    Args:
+        done: as `Tables.runs` returns them.
+        by: columns that put the settings in order, before their keys.
+        descending: those of them that go from the last to the first.
+        columns: columns to order by that runs don't have, each made of all runs.
+    """
+    if done.empty:
+        return []
+    by = [*by, "key", "seed"]
+    ordered = done.assign(**columns).sort_values(by, ascending=[name not in set(descending) for name in by])
+    return [group for _, group in ordered.groupby("key", sort=False)]
+
+
+def newest(done: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Of runs that agree in these columns only the one that finished last; in the order they finished."""
+    if done.empty:
+        return done
+    ordered = done.sort_values("finished")
+    return ordered.drop_duplicates(list(by), keep="last") if by else ordered.tail(1)
+
+
+# --- words -----------------------------------------------------------------------------------------
+
+
+def made_with(done: pd.DataFrame) -> dict[str, str]:
+    """What runs were done with, for a note.
+
+    Returns: `versions` of torch, `processors`, and `hardware`: processors with the threads that were used.
+    """
+    threads = done["how_cpu"] + ", " + done["how_threads"].astype(str) + " threads"
+    return {
+        "versions": ", ".join(sorted(done["version_torch"].unique())),
+        "processors": "; ".join(sorted(done["how_cpu"].unique())),
+        "hardware": "; ".join(sorted(threads.unique())),
+    }
+
+
+def device(row: pd.Series) -> str:
+    """What one run was done on: its accelerator, or else its processor."""
+    return row["how_gpu"] or row["how_cpu"]
+
+
+def hardware(row: pd.Series) -> str:
+    """ "AMD EPYC, 2 threads": what one run was done on, and how much of it was used."""
+    return f"{device(row)}, {row['how_threads']} threads"
+
+
+def reduced(row: pd.Series) -> list[str]:
+    """Words for what was made smaller than the original: its width, the number of images."""
+    words = [f"width {row['width']:g}"] if row["width"] != 1 else []
+    return [*words, *([f"first {row['limit']} images"] if row["limit"] else [])]
+
+
+def change(now: float, before: float) -> str:
+    """ "+1.5 %": how much more there is now."""
+    return f"{100 * (now / before - 1):+.1f} %"
+
+
+def counted(now: int, before: int) -> str:
+    """ "1,100 (+10.0 %)": how much there is now, and how much more."""
+    return f"{now:,} ({change(now, before)})"
+
+
+def told(values: Iterable, between: str = "/") -> str:
+    """One word where all seeds agree, else one for each: "12/13"."""
+    words = [str(value) for value in values]
+    return words[0] if len(set(words)) == 1 else between.join(words)
+
+
+def numbers(kept: Iterable[int]) -> str:
+    """ "0 3 7", or "none"."""
+    return " ".join(map(str, kept)) or "none"
+
+
+def latency(group: pd.DataFrame, batch: int, before: str = "start", after: str = "folded") -> str:
+    """ "4.00 → 3.00": milliseconds for so many images, mean ± sd over seeds; "" where they weren't measured."""
+    names = [f"{which}_ms_{batch}" for which in (before, after)]
+    if any(group.get(name, pd.Series(dtype=float)).isna().all() for name in names):
+        return ""
+    return " → ".join(mean_sd(group[name]) for name in names)

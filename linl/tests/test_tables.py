@@ -1,0 +1,233 @@
+"""Tables: the words in their cells, each notebook of tables alone, and all of them as one."""
+
+import json
+import re
+import shutil
+import types
+
+import nbformat
+import pandas as pd
+import pytest
+
+from linl import notebooks, results, study, tables
+from linl.results import ParameterError
+
+WHOLE = results.PROJECT / "notebooks" / "tables.ipynb"
+PARTS = results.PROJECT / "notebooks" / "tables"
+MADE = {
+    "linlnet": {"linlnet": ["linlnet.csv", "linlnet.md", "linlnet.png", "linlnet-course.png"]},
+    "layer_folding": {"layer_folding": ["layer_folding.csv", "layer_folding.md", "layer_folding.png"]},
+    "blocks": {
+        "mobile_blocks": ["mobile_blocks.csv", "mobile_blocks.md", "mobile_blocks.png"],
+        "fold_pays": ["fold_pays.csv", "fold_pays.md", "fold_pays.png"],
+    },
+    "stability": {
+        "stability": [
+            "stability.csv", "stability.md", "stability.png", "stability_stages.csv", "stability_stages.md",
+        ],
+        "linear_stable": ["linear_stable.csv", "linear_stable.md", "linear_stable.png"],
+    },
+    "benchmarks": {
+        "bounds_speed": ["bounds_speed.csv", "bounds_speed.md"],
+        "benchmarks": ["benchmark-units.csv", "benchmark-units.md"],
+    },
+}  # fmt: skip
+"""What each part makes of each experiment."""
+
+
+# --- words -----------------------------------------------------------------------------------------
+
+
+def test_words_of_a_cell():
+    assert tables.change(1100, 1000) == "+10.0 %" and tables.change(1, 2) == "-50.0 %"
+    assert tables.counted(1100, 1000) == "1,100 (+10.0 %)"
+    assert tables.told([12, 12]) == "12" and tables.told([12, 13]) == "12/13" and tables.told("ab", " / ") == "a / b"
+    assert tables.numbers([0, 3]) == "0 3" and tables.numbers([]) == "none"
+    run = pd.Series({"how_gpu": "", "how_cpu": "a processor", "how_threads": 2, "width": 1.0, "limit": 0})
+    assert tables.hardware(run) == "a processor, 2 threads" and tables.device(run) == "a processor"
+    assert tables.hardware(pd.Series({**run, "how_gpu": "a GPU"})) == "a GPU, 2 threads"
+    assert tables.reduced(run) == []
+    assert tables.reduced(run.replace({1.0: 0.25})) == ["width 0.25"]
+    assert tables.reduced(pd.Series({**run, "limit": 64})) == ["first 64 images"]
+
+
+def test_latency_is_told_where_it_was_measured():
+    group = pd.DataFrame({"start_ms_1": [4.0, 6.0], "folded_ms_1": [3.0, 3.0], "start_ms_8": [1.0, 1.0]})
+    assert tables.latency(group, 1) == "5.00 ± 1.41 → 3.00 ± 0.00"
+    assert tables.latency(group, 8) == "" and tables.latency(group, 64) == ""
+    assert tables.latency(group.assign(folded_ms_8=float("nan")), 8) == ""
+    assert tables.latency(group.rename(columns=lambda name: name.replace("folded", "cut")), 1, after="cut") != ""
+
+
+def runs():
+    rows = [("b", 1, "x", 2), ("b", 0, "x", 2), ("a", 0, "y", 1), ("c", 0, "x", 1)]
+    return pd.DataFrame(rows, columns=["key", "seed", "dataset", "size"]).assign(
+        version_torch=["2", "2", "1", "2"], how_cpu="p", how_threads=[2, 2, 2, 1], finished=["4", "3", "1", "2"]
+    )
+
+
+def test_settings_are_ordered_and_their_seeds_too():
+    def keys(groups):
+        return ["".join(group["key"].unique()) for group in groups]
+
+    groups = tables.settings(runs())
+    assert keys(groups) == ["a", "b", "c"] and groups[1]["seed"].tolist() == [0, 1]
+    assert keys(tables.settings(runs(), ["dataset", "size"])) == ["c", "b", "a"]
+    assert keys(tables.settings(runs(), ["dataset", "size"], descending=["dataset"])) == ["a", "c", "b"]
+    assert keys(tables.settings(runs(), ["less"], less=lambda t: -t["size"])) == ["b", "a", "c"]
+    assert tables.settings(pd.DataFrame(), ["dataset"], less=lambda t: t["size"]) == []
+
+
+def test_the_newest_run_of_each():
+    assert tables.newest(runs())["key"].tolist() == ["b"]
+    assert tables.newest(runs(), ["dataset"])["finished"].tolist() == ["1", "4"]
+    assert tables.newest(pd.DataFrame(), ["dataset"]).empty
+
+
+def test_what_runs_were_made_with():
+    assert tables.made_with(runs()) == {
+        "versions": "1, 2", "processors": "p", "hardware": "p, 1 threads; p, 2 threads"
+    }  # fmt: skip
+
+
+def test_tables_write_only_where_they_are_told_to(tmp_path, capsys):
+    shown = tables.Tables()
+    assert shown.write([{"a": 1}, {"b": "x"}], "demo")["b"].tolist() == ["", "x"] and shown.written == []
+    there = tables.Tables("runs", "quick", tmp_path)
+    there.write([{"a": 1}], "demo", "torch {versions}, {hardware}", runs())
+    there.write([{"a": 1}], "braces", "{as it is}")
+    assert there.write([], "nothing", "torch {versions}", pd.DataFrame()) is None
+    assert [path.name for path in there.written] == ["demo.csv", "demo.md", "braces.csv", "braces.md"]
+    assert (tmp_path / "demo.md").read_text().endswith("\ntorch 1, 2, p, 1 threads; p, 2 threads\n")
+    assert (tmp_path / "braces.md").read_text().endswith("\n{as it is}\n")
+    assert there.runs("demo").empty and there.counts().empty
+    assert capsys.readouterr().out == "no finished runs of demo among the runs of profile quick\n"
+    with pytest.raises(ParameterError, match="unknown source 'record': choose from records, runs"):
+        tables.Tables("record")
+
+
+# --- notebooks inside notebooks --------------------------------------------------------------------
+
+
+@pytest.fixture
+def shell(monkeypatch, tmp_path):
+    """What a kernel has, in this process: notebooks that run inside others need no other."""
+    import matplotlib.pyplot as plt
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    config = Config(
+        {"HistoryManager": {"enabled": False}, "InteractiveShell": {"warn_venv": False, "colors": "nocolor"}}
+    )
+    made = InteractiveShell.instance(config=config, user_module=types.ModuleType("a_kernels_own"))
+    yield made
+    made.restore_sys_module_state()
+    InteractiveShell.clear_instance()
+    plt.close("all")
+
+
+def notebook(path, *sources):
+    """A notebook with one parameter, then these cells."""
+    new = nbformat.v4
+    cells = [new.new_markdown_cell("# A title"), new.new_code_cell("n: int = 1  # a number")]
+    cells[1].metadata["tags"] = ["parameters"]
+    nbformat.write(new.new_notebook(cells=[*cells, *map(new.new_code_cell, sources)]), path)
+    return path
+
+
+def test_a_notebook_runs_inside_another(shell, tmp_path, capsys):
+    shell.run_cell("n, other, text = 7, 8, 'the caller'")
+    asks = "import linl\nfound = linl.results.parameters(globals())"
+    path = notebook(tmp_path / "part.ipynb", asks, "other = n + 1\ntext.upper()")
+    names = notebooks.run_here(path, n=3)
+    assert names["found"] == {"n": 3} and names["other"] == 4
+    assert "'THE CALLER'" in capsys.readouterr().out, "the last expression of a cell is shown"
+    assert shell.user_ns["n"] == 7 and shell.user_ns["other"] == 8 and "found" not in shell.user_ns
+    assert notebooks.run_here(path)["other"] == 2, "its own value where none is given"
+
+
+def test_an_error_in_a_part_stops_the_whole(shell, tmp_path):
+    path = notebook(tmp_path / "part.ipynb", "n = 1 / 0", f"open({str(tmp_path / 'after')!r}, 'w')")
+    with pytest.raises(ZeroDivisionError):
+        notebooks.run_here(path)
+    assert not (tmp_path / "after").exists() and "n" not in shell.user_ns
+    with pytest.raises(ParameterError, match=r"part\.ipynb: unknown parameter m"):
+        notebooks.run_here(path, m=1)
+    with pytest.raises(ParameterError, match=r"no notebook .*none\.ipynb"):
+        notebooks.run_here(tmp_path / "none.ipynb")
+
+
+def test_outside_of_a_notebook_nothing_runs_inside(tmp_path):
+    with pytest.raises(RuntimeError, match="inside another"):
+        notebooks.run_here(notebook(tmp_path / "part.ipynb"))
+
+
+# --- the tables' notebooks -------------------------------------------------------------------------
+
+
+def a_few_records(*experiments):
+    """Records that never were, a setting with two seeds of each experiment: like one that is committed."""
+    like = {"mobile_blocks": "mobilenetv2-*", "stability": "mlp-*"}  # of which there are pictures
+    for experiment in experiments:
+        committed = results.PROJECT / "results" / "records" / experiment
+        first = min(committed.glob(f"{like.get(experiment, '*')}/*/result.json")).parent
+        for seed in (0, 1):
+            made = results.results_folder() / "records" / experiment / "a-key" / f"s{seed}"
+            shutil.copytree(first, made)
+            params, result = (json.loads((made / name).read_text()) for name in ("params.json", "result.json"))
+            (made / "params.json").write_text(json.dumps(params | {"seed": seed, "profile": "made-up"}))
+            result |= {"key": "a-key", "seed": seed, "versions": {"torch": f"{seed}.0"}}
+            (made / "result.json").write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize("part", MADE)
+def test_a_part_makes_its_tables_alone(part, shell, tmp_path, capsys):
+    """Shown and not written; then written; and a system without runs says so in one line."""
+    experiments = MADE[part]
+    made = notebooks.run_here(PARTS / f"{part}.ipynb")["tables"]
+    told = re.findall("no finished runs of .*", capsys.readouterr().out)
+    assert made.written == [] and told == [f"no finished runs of {name} among the records" for name in experiments]
+    a_few_records(*experiments)
+    made = notebooks.run_here(PARTS / f"{part}.ipynb")["tables"]
+    assert made.written == [] and "no finished runs" not in capsys.readouterr().out
+    made = notebooks.run_here(PARTS / f"{part}.ipynb", profile="made-up", out_dir=str(tmp_path / "out"))["tables"]
+    wanted = sorted(name for names in experiments.values() for name in names)
+    assert sorted(path.name for path in made.written) == wanted == sorted(p.name for p in (tmp_path / "out").iterdir())
+    for table in (tmp_path / "out").glob("*.csv"):
+        rows = pd.read_csv(table, dtype=str, keep_default_na=False)
+        assert len(rows), table.name
+        assert "seeds" not in rows or set(rows["seeds"]) == {"2"}, f"{table.name}: a setting's seeds are one row"
+
+
+def test_the_whole_is_all_its_parts(shell, tmp_path):
+    """Parts with runs write, the others are silent; index.md names what was written; profiles are kept apart."""
+    a_few_records("fold_pays", "layer_folding", "benchmarks")
+    names = notebooks.run_here(WHOLE, out_dir=str(tmp_path / "out"))
+    wanted = sorted([*MADE["blocks"]["fold_pays"], *MADE["layer_folding"]["layer_folding"],
+                     *MADE["benchmarks"]["benchmarks"]])  # fmt: skip
+    assert (tmp_path / "out" / "index.md").read_text() == "".join(f"- [{name}]({name})\n" for name in wanted)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*wanted, "index.md"])
+    assert dict(names["counts"]) == {"benchmarks": 2, "fold_pays": 2, "layer_folding": 2}
+    assert "torch 0.0, 1.0." in (tmp_path / "out" / "layer_folding.md").read_text()
+    called = re.findall(r'made_by\("(\w+)"\)', WHOLE.read_text().replace('\\"', '"'))
+    assert called == list(MADE) and set(called) == {path.stem for path in PARTS.glob("*.ipynb")}
+
+
+@pytest.mark.filterwarnings("ignore:To exit")
+def test_without_runs_there_are_no_tables(shell, tmp_path):
+    with pytest.raises(SystemExit, match="no finished runs among the records$"):
+        notebooks.run_here(WHOLE, out_dir=str(tmp_path / "out"))
+    a_few_records("fold_pays")
+    with pytest.raises(SystemExit, match="no finished runs among the records of profile none$"):
+        notebooks.run_here(WHOLE, out_dir=str(tmp_path / "out"), profile="none")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_results_folder_is_said(tmp_path):
+    """As `make tables` says it, from a kernel."""
+    import papermill
+
+    with pytest.raises(papermill.PapermillExecutionError, match="SystemExit: no finished runs among the records"):
+        study.make_tables(out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
