@@ -220,7 +220,7 @@ def run(profile: str, cores: int | None = None) -> int:
         cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         print(f"profile {profile}: {len(wanted) - len(missing)} of {len(wanted)} runs done, {cores} cores", flush=True)
         with only_one(results_folder() / ".lock"):
-            status = _snakemake(profile, cores)
+            status = subprocess.run(snakemake_command(profile, cores), check=False).returncode
         if status or not all(job.done for job in wanted):
             _tell_failures(wanted)
             return status or 1
@@ -230,13 +230,13 @@ def run(profile: str, cores: int | None = None) -> int:
     return 0
 
 
-def _snakemake(profile: str, cores: int) -> int:
-    command = [
+def snakemake_command(profile: str, cores: int) -> list[str]:
+    """The command that carries out what is missing of a profile."""
+    return [
         sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--directory", str(PROJECT),
         "--cores", str(cores), "--config", f"profile={profile}", "--rerun-triggers", "mtime", "--keep-going",
         "--nolock", "--ignore-incomplete", "--quiet", "rules",
     ]  # fmt: skip
-    return subprocess.run(command, check=False).returncode
 
 
 def _tell_failures(wanted: list[Job]) -> None:

@@ -7,25 +7,11 @@ import pytest
 
 from linl import results, study
 from linl.data import PROJECT
-from linl.tests.test_notebooks import cells, papermill
+from linl.tests.test_notebooks import checked, papermill
 
 NOTEBOOK = PROJECT / "notebooks" / "experiments" / "layer_folding.ipynb"
 TINY = {"width": 0.5, "image_size": 8, "limit": 64, "pretrain_epochs": 1, "epochs": 1, "tune_epochs": 1,
         "time_latency": False, "threads": 1, "profile": "test"}  # fmt: skip
-
-
-def checked(**changes):
-    """The notebook's cells up to the one that opens the run, carried out with some parameters changed."""
-    found = {"In": []}
-    for cell in cells(NOTEBOOK):
-        source = "".join(cell["source"])
-        exec(source, found)
-        if "parameters" in cell["metadata"].get("tags", []):
-            found["In"].append("# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in changes.items()))
-            exec(found["In"][-1], found)
-        if "linl.results.begin" in source:
-            return found
-    raise AssertionError("the notebook opens no run")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +39,7 @@ def checked(**changes):
 )
 def test_wrong_parameters_are_refused_before_any_work(changes, message, tmp_path):
     with pytest.raises((ValueError, RuntimeError), match=message):
-        checked(**changes)
+        checked(NOTEBOOK, **changes)
     assert not list(tmp_path.rglob("params.json")), "a run was opened"
 
 
@@ -62,8 +48,8 @@ def test_weights_of_another_network_are_refused(data_folder):
     if not (data_folder / file).is_file():
         pytest.skip(f"no {file}")
     with pytest.raises(ValueError, match="holds weights of another network"):
-        checked(weights=file, network="resnet32", width=1.0)
-    found = checked(weights=file, width=1.0, normalize="imagenet", keep="3 0 3")
+        checked(NOTEBOOK, weights=file, network="resnet32", width=1.0)
+    found = checked(NOTEBOOK, weights=file, width=1.0, normalize="imagenet", keep="3 0 3")
     assert found["imposed"] == [0, 3] and len(found["names"]) == 19
     assert found["params"]["weights"] == file, "a record names the file, not the folder"
 

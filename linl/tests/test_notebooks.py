@@ -79,18 +79,43 @@ def outputs(path):
 LINLNET = PROJECT / "notebooks" / "experiments" / "linlnet.ipynb"
 
 
+def checked(path, **changes):
+    """A notebook's cells up to the one that opens the run, carried out here with some parameters changed."""
+    found = {"In": []}
+    for cell in cells(path):
+        source = "".join(cell["source"])
+        exec(source, found)
+        if "parameters" in cell["metadata"].get("tags", []):
+            found["In"].append("# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in changes.items()))
+            exec(found["In"][-1], found)
+        if "linl.results.begin" in source:
+            return found
+    raise AssertionError("the notebook opens no run")
+
+
+def test_a_misspelt_parameter_stops_papermill_before_it_works(tmp_path):
+    done = papermill(LINLNET, tmp_path / "out.ipynb", "-p", "epoch", "3")
+    assert done.returncode != 0 and "unknown parameter: epoch" in done.stderr
+    assert not list((tmp_path / "results").rglob("*.csv")), "nothing was trained"
+
+
 @pytest.mark.parametrize(
-    ("parameters", "message"),
+    ("notebook", "changes", "message"),
     [
-        (["-p", "epoch", "3"], "unknown parameter: epoch"),
-        (["-p", "network", "lenet"], "unknown network 'lenet'"),
-        (["-p", "epochs", "0"], "epochs = 0: must be at least 1"),
+        ("linlnet", {"network": "lenet"}, "unknown network 'lenet'"),
+        ("linlnet", {"epochs": 0}, "epochs = 0: must be at least 1"),
+        ("stability", {"network": "vgg16"}, "unknown network 'vgg16': mlp or autoencoder"),
+        ("regions", {"hidden": "8x8"}, "hidden = '8x8': widths such as"),
+        ("regions", {"components": 65}, "components = 65: must be from 1 to 64"),
+        ("regions", {"count_limit": 0.0}, "count_limit = 0.0"),
+        ("regions", {"adversary": "fgsm"}, "adversary = 'fgsm': choose from none, pgd, single"),
+        ("regions", {"l1": "0.1, 0.2"}, "l1 = '0.1, 0.2': numbers such as"),
     ],
 )
-def test_wrong_parameters_stop_a_notebook_before_it_works(parameters, message, tmp_path):
-    done = papermill(LINLNET, tmp_path / "out.ipynb", *parameters)
-    assert done.returncode != 0 and message in done.stderr
-    assert not list((tmp_path / "results").rglob("*.csv")), "nothing was trained"
+def test_wrong_parameters_are_refused_before_any_work(notebook, changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        checked(PROJECT / "notebooks" / "experiments" / f"{notebook}.ipynb", **changes)
+    assert not list(tmp_path.rglob("params.json")), "a run was opened"
 
 
 def test_a_killed_kernel_never_counts_as_done(tmp_path):
