@@ -84,6 +84,9 @@ class ShallowReport:
             "layer_2": self.units[1], "layer_1_unshared": self.inputs + self.unshared,
         }])  # fmt: skip
 
+    def __repr__(self) -> str:
+        return self.table.to_string(index=False)
+
     def _repr_html_(self) -> str:
         return shown(self.table)
 
