@@ -27,6 +27,11 @@ MADE = {
         ],
         "linear_stable": ["linear_stable.csv", "linear_stable.md", "linear_stable.png"],
     },
+    "regions": {
+        "regions": ["regions.csv", "regions.md", "regions.png", "regions_shallow.csv", "regions_shallow.md",
+                    "regions_shallow.png"],
+        "region_paths": ["region_paths.csv", "region_paths.md", "region_paths.png"],
+    },
     "benchmarks": {
         "bounds_speed": ["bounds_speed.csv", "bounds_speed.md"],
         "benchmarks": ["benchmark-units.csv", "benchmark-units.md"],
