@@ -96,21 +96,26 @@ def nowhere_inside(rows: np.ndarray, constants: np.ndarray, ends: np.ndarray, we
 
     Returns: True is proved; False is not known.
     """
+    return any(_combined(rows, constants, ends, weights, alike) for alike in (False, True))
+
+
+def _combined(rows: np.ndarray, constants: np.ndarray, ends: np.ndarray, weights: np.ndarray, alike: bool) -> bool:
+    """`nowhere_inside`; what counts as nearly 0 is measured by each column's own numbers, or by all columns' alike:
+    the solver's tolerance doesn't know that a column's are all tiny."""
     lower, upper = exactly(ends)
-    used = list((weights > 1e-9 * max(weights.max(initial=0.0), 1e-300)).nonzero()[0])
+    used = list(weights.nonzero()[0])
     while used:
         total = weights[used] @ rows[used].astype(float)
         size = weights[used] @ np.abs(rows[used]).astype(float)
-        near = np.abs(total) <= 1e-9 * np.maximum(size, 1e-300)
+        near = np.abs(total) <= 1e-9 * np.maximum(size.max() if alike else size, 1e-300)
         kernel = _kernel(rows[np.ix_(used, near.nonzero()[0])].T)
         if len(kernel) == 1:
             y = kernel[0] if sum(kernel[0]) > 0 else -kernel[0]
             slope = y.dot(rows[used])
             most = sum(max(s * low, s * high) for s, low, high in zip(slope, lower, upper, strict=True))
-            return bool((y >= 0).all() and most + y.dot(constants[used]) <= 0)
-        if not kernel:
-            return False
-        used.remove(min(used, key=lambda i: weights[i]))
+            if (y >= 0).all() and most + y.dot(constants[used]) <= 0:
+                return True
+        used.remove(min(used, key=lambda i: weights[i]))  # the least of them may be the solver's tolerance alone
     return False
 
 

@@ -75,6 +75,8 @@ def _shaped(found: Regions, op: Bend, rows: Tensor, region: int) -> Tensor:
     return found.patterns[op.site][region].view(rows.shape[1:])
 
 
+MAGNIFIED = (1e6, 1e9)
+"""How many times a cell is magnified that the solver found too thin to tell."""
 BATCH = 512
 """Regions whose points are looked at together."""
 
@@ -320,8 +322,8 @@ class _Search:
                 return point
             if self.cell.empty(weights) or self._exactly_empty(node, spaces, weights):
                 return None
-            if self._exactly_inside(node, spaces, point):
-                return point
+            if (inside := self._exactly_inside(node, spaces, point)) is not None:
+                return inside
         site, unit, number, sign = space.key
         side = "above" if sign > 0 else "below"
         what = f"{self.made.names[site]} {unit} {side} bend {number}"
@@ -340,13 +342,27 @@ class _Search:
             return False
         return nowhere_inside(np.array(rows), np.array(constants), self.domain.ends, np.array(scaled))
 
-    def _exactly_inside(self, node: _Node, spaces: list[HalfSpace], point: np.ndarray) -> bool:
-        """Whether a point is strictly inside in exact arithmetic: real cells that are thinner than floats can tell,
-        as a weight of 1e-8 beside one of 0.1 makes them."""
-        if not (np.abs(point) < 1).all():
-            return False
-        x = exactly(self.domain.center.numpy()[self.domain.free]) + exactly(point) * exactly(self.domain.radius.numpy())
-        return all(row.dot(x) + constant > 0 for row, constant in (self._exact(node, space) for space in spaces))
+    def _exactly_inside(self, node: _Node, spaces: list[HalfSpace], point: np.ndarray) -> np.ndarray | None:
+        """A point near the given one that is strictly inside in exact arithmetic: real cells that are thinner than
+        floats can tell, as a weight of 1e-8 beside one of 0.1 makes them."""
+        center, radius = (exactly(t.numpy()) for t in (self.domain.center[self.domain.free], self.domain.radius))
+        faces = [self._exact(node, space) for space in spaces]
+        sizes = [float(np.abs(row).dot(radius)) for row, _ in faces]
+
+        def gaps(at: np.ndarray) -> list[Fraction]:
+            x = center + exactly(at) * radius
+            return [row.dot(x) + constant for row, constant in faces]
+
+        found = gaps(point)
+        for by in (1.0, *MAGNIFIED):
+            if by > 1:
+                known = np.array([float(gap) / size for gap, size in zip(found, sizes, strict=True)])
+                at = self.cell.magnified(point, known, by)
+            else:
+                at = point
+            if at is not None and (np.abs(at) < 1).all() and all(gap > 0 for gap in gaps(at)):
+                return at
+        return None
 
     def _exact(self, node: _Node, space: HalfSpace) -> tuple[np.ndarray, Fraction]:
         """A half-space of a node's cell as row·x + constant ≥ 0 over the free positions, in Fractions."""

@@ -194,3 +194,15 @@ if __name__ == "__main__":  # python -m linl.tests.test_regions 300
     many = int(sys.argv[1]) if len(sys.argv) > 1 else 300
     total = sum(agrees_with_enumeration(number, 12) for number in range(many))
     print(f"{many} networks, {total} regions, the same as enumeration over all sign patterns")
+
+
+def test_cells_thinner_than_floats_can_tell_are_settled():
+    """Weights of 1e-8 and less beside ones of 0.1, as l1 leaves them: real slivers, and ones that aren't there."""
+    sliver = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1)).double().eval()
+    sliver[0].weight.data = torch.tensor([[1e-9, -1.0], [1.0, 1.0]]).double()
+    found = count(sliver, Box.unit((2,)))
+    assert found.count == 2 and not found.thin, "the first unit is on where the second input is below 1e-9 of the first"
+    gone = nn.Sequential(nn.Linear(4, 2, bias=False), nn.ReLU(), nn.Linear(2, 1)).double().eval()
+    gone[0].weight.data = torch.tensor([[2e-10, -0.05, -1e-8, -0.45], [-4e-9, -0.17, -0.48, 0.09]]).double()
+    found = count(gone, Box.unit((4,)))
+    assert found.count == 3 and not found.thin, "both on at once wants x3 below 5e-10·x0 and above 4e-8·x0"
