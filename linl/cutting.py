@@ -89,6 +89,33 @@ class Cutter:
                 parts.append((loop_, edges_, rest))
         return done
 
+    def tile(self, windows: list[np.ndarray]) -> list[list[int]]:
+        """All parts in which one of several values is the largest, for each of some windows; as corners' numbers.
+
+        Args:
+            windows: for each, (size, size) columns: that of the line "value i minus value j" for i below j.
+        """
+        m = self.size
+        parts = [(list(range(m)), [-1 - i for i in range(m)])]
+        for columns in windows:
+            won = [self._won(part, columns, i) for part in parts for i in range(len(columns))]
+            parts = [part for part in won if part is not None]
+        return [[self.numbers[i] for i in loop] for loop, _ in parts]
+
+    def _won(self, part: tuple[list[int], list[int]], columns: np.ndarray, mine: int):
+        """The part of a part in which value `mine` is the largest; of values that are equal all over, the first."""
+        for other in range(len(columns)):
+            if other == mine:
+                continue
+            line, sign = (columns[mine, other], 1) if mine < other else (columns[other, mine], -1)
+            codes = sign * self.codes[part[0], line]
+            above, below = (codes > 0).any(), (codes < 0).any()
+            if not above and (below or other < mine):
+                return None
+            if above and below:
+                part = self._halves(*part, int(line))[0 if sign > 0 else 1]
+        return part
+
     def _halves(self, loop: list[int], edges: list[int], line: int):
         """The part above the line and the part below."""
         sides = self.codes[loop, line].tolist()

@@ -7,20 +7,22 @@ from torch import nn
 
 import linl
 from linl import Box
+from linl.program import MaxPool
 from linl.reading import program
-from linl.regions import affine_at, along, count, draw_slice, in_plane, maps
+from linl.regions import along, count, draw_slice, in_plane, maps
 from linl.tests.small_nets import ACTIVATIONS, NETS, make
 
 matplotlib.use("Agg")
 
 
 def pieces_at(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Every unit's piece at inputs (N, *shape), (N, units)."""
+    """Every unit's piece, and every max-pool's winners, at inputs (N, *shape), (N, units and windows)."""
     read = program(net, x.shape[1:])
     values, found = read.run(x), []
     for op in read.bends:
         seen = values[op.sources[0]].flatten(1)
         found.append(torch.searchsorted(torch.tensor(op.pieces.bends, dtype=torch.float64), seen.contiguous()))
+    found += [op.largest(values[op.sources[0]])[1].flatten(1) for op in read.ops if isinstance(op, MaxPool)]
     return torch.cat(found, 1)
 
 
@@ -51,7 +53,7 @@ def is_right(net: nn.Module, made, tolerance: float = 1e-9, n: int = 10) -> None
 
 @torch.no_grad()
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("kind", ["dense", "residual", "convolutions"])
+@pytest.mark.parametrize("kind", NETS)
 def test_a_slice_is_the_network(kind, activation):
     net, shape = make(kind, activation)
     corners = 3 * torch.randn(3, *shape, dtype=torch.float64)
@@ -85,6 +87,43 @@ def test_a_slice_of_a_plane_counts_what_count_counts():
     x = found.points
     assert torch.allclose((weight @ x[:, :, None])[..., 0] + bias, net(x), atol=1e-12)
     assert 1 < number.max() + 1 <= found.count
+
+
+POOLS = {
+    "overlapping, padded": nn.MaxPool2d(3, 2, padding=1), "spread": nn.MaxPool2d(2, 1, dilation=2),
+    "no squares": nn.MaxPool2d((1, 3), (2, 1), padding=(0, 1)), "everything": nn.MaxPool2d(6),
+}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("first", ["pixels", "dead units", "equal numbers"])
+def test_max_pools_of_every_sort_and_their_ties(first, pool):
+    """On pixels; on units that are 0 together; on pairs of channels, rows or columns that are equal."""
+    layers = [nn.Conv2d(2, 2, 1, bias=False), nn.Identity() if first == "pixels" else nn.ReLU()]
+    net = nn.Sequential(*layers, POOLS[pool], nn.Conv2d(2, 2, 1), nn.ReLU()).double().eval()
+    if first == "dead units":
+        net[0].weight.data = -net[0].weight.data.abs()
+    corners = torch.randn(3, 2, 6, 6, dtype=torch.float64)
+    if first == "equal numbers":
+        corners[..., ::2] = corners[..., 1::2]
+    made = in_plane(net, *corners, window=5.0)
+    assert made.count > 6
+    is_right(net, made)
+
+
+@torch.no_grad()
+def test_a_window_is_cut_into_its_upper_envelope():
+    """As many parts as numbers that are the largest somewhere: no line goes on where a third number is larger."""
+    for seed in range(8):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(2, 12), nn.Unflatten(1, (1, 12)), nn.MaxPool1d(12), nn.Flatten()).double().eval()
+        a, b, c = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+        made = in_plane(net, a, b, c, window=(-3, 3, -3, 3))
+        ticks = torch.linspace(-3, 3, 601, dtype=torch.float64)
+        winners = net[0](torch.cartesian_prod(ticks, ticks)).argmax(1).unique()
+        assert made.count == len(winners)
+        is_right(net, made)
 
 
 def test_a_small_block_gives_the_same(monkeypatch):
@@ -130,38 +169,13 @@ def test_a_segment_is_the_network(kind, activation):
     assert (line(at) - y).abs().max() <= 1e-10 * max(1.0, float(y.abs().max()))
     middles = (line.breaks[1:] + line.breaks[:-1]) / 2
     assert line.complete and line.count > 4 and line.table["breakpoints"].sum() == line.count - 1
-    if kind != "max-pools":  # there a breakpoint may be a pool's
-        seen = pieces_at(net, line.inputs(middles))
-        assert (seen[1:] != seen[:-1]).any(1).all()
-        dense = torch.linspace(0, 1, 4001, dtype=torch.float64)
-        assert len(pieces_at(net, line.inputs(dense)).unique(dim=0)) <= line.count
-        ends = torch.searchsorted(line.breaks, dense).clamp(1, line.count) - 1
-        same = (dense[:, None] - line.breaks).abs().amin(1) > 1e-9
-        assert (pieces_at(net, line.inputs(dense))[same] == seen[ends][same]).all()
-
-
-@torch.no_grad()
-def test_the_piece_at_a_point_reaches_as_far_as_it_says():
-    for kind in ("dense", "residual", "convolutions"):
-        net, shape = make(kind, "leaky")
-        x = 2 * torch.randn(*shape, dtype=torch.float64)
-        piece = affine_at(net, x)
-        home = pieces_at(net, x[None])
-        way = torch.randn(2000, *shape, dtype=torch.float64)
-        corners, ball = way.sign(), way / way.flatten(1).norm(dim=1).view(-1, *[1] * len(shape))
-        for step, radius in ((corners, piece.radius), (ball, piece.radius_l2)):
-            near = x + 0.999 * radius * step
-            assert (pieces_at(net, near) == home).all()
-            assert (piece.linear(near.flatten(1)) - net(near)).abs().max() < 1e-10
-        layer, unit = piece.nearest
-        op = next(op for op in program(net, shape).bends if op.name == layer)
-        start = x.clone().requires_grad_()
-        with torch.enable_grad():
-            value = program(net, shape).run(start[None])[op.sources[0]].flatten()[unit]
-            slope = torch.autograd.grad(value, start)[0]
-        beyond = x - 1.001 * piece.radius * slope.sign() * value.sign()
-        assert (pieces_at(net, beyond[None]) != home).any()
-        assert abs(affine_at(net, Box.around(x, piece.radius / 3)).share - 3) < 1e-6
+    seen = pieces_at(net, line.inputs(middles))
+    assert (seen[1:] != seen[:-1]).any(1).all()
+    dense = torch.linspace(0, 1, 4001, dtype=torch.float64)
+    assert len(pieces_at(net, line.inputs(dense)).unique(dim=0)) <= line.count
+    ends = torch.searchsorted(line.breaks, dense).clamp(1, line.count) - 1
+    same = (dense[:, None] - line.breaks).abs().amin(1) > 1e-9
+    assert (pieces_at(net, line.inputs(dense))[same] == seen[ends][same]).all()
 
 
 def test_pictures_side_by_side():
@@ -226,10 +240,5 @@ def test_bad_input_is_refused():
     for wrong in (in_plane, along):
         with pytest.raises(ValueError, match="time_limit"):
             wrong(net, a, b, *([c] if wrong is in_plane else []), time_limit=-1)
-    with pytest.raises(ValueError, match="max-pool"):
-        pooled, shape = make("max-pools", "relu")
-        in_plane(pooled, *torch.randn(3, *shape))
-    with pytest.raises(ValueError, match="2 boxes"):
-        affine_at(net, Box.around(torch.stack([a, b]), 0.1, batch=True))
     with pytest.raises(ValueError, match="train mode"):
         along(net.train(), a, b)
