@@ -25,8 +25,8 @@ def least_distances(net: nn.Module, x: torch.Tensor) -> tuple[float, float]:
 
         value, slopes = inputs(x), torch.autograd.functional.jacobian(inputs, x).flatten(1)
         if isinstance(op, Bend):
-            for bend in op.pieces.bends:
-                found.append(((value - bend).abs(), slopes))
+            for bend, real in zip(op.pieces.bends, op.pieces.bending(read.shapes[op.sources[0]]), strict=True):
+                found.append(((value - bend).abs()[real.flatten()], slopes[real.flatten()]))
         else:
             shape = read.shapes[op.sources[0]]
             here = op.windows(value.view(1, *shape))[0].flatten(0, -2)

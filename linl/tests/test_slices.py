@@ -20,8 +20,9 @@ def pieces_at(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
     read = program(net, x.shape[1:])
     values, found = read.run(x), []
     for op in read.bends:
-        seen = values[op.sources[0]].flatten(1)
-        found.append(torch.searchsorted(torch.tensor(op.pieces.bends, dtype=torch.float64), seen.contiguous()))
+        seen, real = values[op.sources[0]], op.pieces.bending(read.shapes[op.sources[0]])
+        above = [(seen > bend) & bends for bend, bends in zip(op.pieces.bends, real, strict=True)]
+        found.append(sum(part.flatten(1).long() for part in above))
     found += [op.largest(values[op.sources[0]])[1].flatten(1) for op in read.ops if isinstance(op, MaxPool)]
     return torch.cat(found, 1)
 
