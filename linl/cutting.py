@@ -118,7 +118,7 @@ class Cutter:
 
     def _halves(self, loop: list[int], edges: list[int], line: int):
         """The part above the line and the part below."""
-        sides = self.codes[loop, line].tolist()
+        sides = self._sides(loop, line)
         above: tuple[list, list] = ([], [])
         below: tuple[list, list] = ([], [])
         for at, (here, edge, side) in enumerate(zip(loop, edges, sides, strict=True)):
@@ -134,6 +134,32 @@ class Cutter:
                     part[0].append(new)
                     part[1].append(edge if sides[after] * sign > 0 else line)
         return above, below
+
+    def _sides(self, loop: list[int], line: int) -> list[int]:
+        """On which side of a line each corner is: 1, −1, or 0 on it.
+
+        A line enters a convex polygon once and leaves it once. So of several corners in a row that lie on it, as far as
+        can be told, one is taken for on it, the others go with their neighbours; none where it only comes near.
+        """
+        sides = self.codes[loop, line].tolist()
+        if 0 not in sides:
+            return sides
+        size = len(sides)
+        first = next(i for i in range(size) if sides[i])
+        at = first
+        while at < first + size:
+            end = at + 1
+            while not sides[end % size]:
+                end += 1
+            run = [i % size for i in range(at + 1, end)]
+            before, after = sides[at % size], sides[end % size]
+            keeper = min(run, key=lambda i: abs(self.rows[loop[i], line]), default=None) if before != after else None
+            passed = False
+            for i in run:
+                passed |= i == keeper
+                sides[i] = 0 if i == keeper else after if passed else before
+            at = end
+        return sides
 
     def _crossing(self, a: int, b: int, edge: int, line: int) -> int:
         """The corner where a line crosses an edge, by its local number."""

@@ -159,6 +159,29 @@ def test_faces_of_zeros_are_not_cut():
 
 
 @torch.no_grad()
+def test_faces_that_nearly_coincide_leave_no_polygon_over_another():
+    """Down to what can't be told apart: a line that seems to touch two corners and yet crosses elsewhere."""
+    first, second = nn.Linear(2, 5).double(), nn.Linear(5, 3).double()
+    second.weight.data = torch.tensor(
+        [[1.0, -1, 1, 1, 1], [0.3, 0.5, -0.2, 0.1, 0.7], [1.0, -0.5, -0.5, 0, 0]]
+    ).double()
+    second.bias.data = torch.tensor([0.0, -0.01, 0.0], dtype=torch.float64)
+    net = nn.Sequential(first, nn.ReLU(), second, nn.ReLU()).eval()
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    for power in torch.arange(8, 15, 0.1, dtype=torch.float64):
+        eps = float(10**-power)
+        weight = [[0.3, 0.7], [0.3 + eps, 0.7], [0.3, 0.7 - eps], [0.3, 0.7], [-0.6, -1.4]]
+        first.weight.data = torch.tensor(weight, dtype=torch.float64)
+        first.bias.data = torch.tensor([0.1, 0.1, 0.1, 0.1 + eps, -0.2 + eps], dtype=torch.float64)
+        made = in_plane(net, *corners, window=3.0)
+        assert abs(made.areas.sum() / 9 - 1) < 1e-12, eps
+        points, cell = inside(made, 4)
+        matrices, values = made.maps()
+        mine = (matrices[cell] @ (points - made.centers[cell])[:, :, None])[..., 0] + values[cell]
+        assert (mine - net(made.inputs(points))).abs().max() < 1e-9
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("activation", ["relu", "hardtanh", "prelu", "linlu", "partial relu6"])
 @pytest.mark.parametrize("kind", NETS)
 def test_a_segment_is_the_network(kind, activation):
