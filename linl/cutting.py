@@ -98,9 +98,39 @@ class Cutter:
         m = self.size
         parts = [(list(range(m)), [-1 - i for i in range(m)])]
         for columns in windows:
-            won = [self._won(part, columns, i) for part in parts for i in range(len(columns))]
-            parts = [part for part in won if part is not None]
+            parts = [piece for part in parts for piece in self._envelope(part, columns)]
         return [[self.numbers[i] for i in loop] for loop, _ in parts]
+
+    def _envelope(self, part: tuple[list[int], list[int]], columns: np.ndarray) -> list:
+        """A part's parts, one for each value that is the largest somewhere in it."""
+        many = range(len(columns))
+        found = [won for i in many if (won := self._won(part, columns, i)) is not None]
+        if len(columns) < 3:
+            return found
+        # three lines that are equal but for rounding needn't meet in a point, and what is cut out by them may overlap
+        whole, pieces = self._area(part[0]), sum(self._area(loop) for loop, _ in found)
+        if abs(pieces - whole) <= 1e-9 * whole + 1e-14 * np.ptp(self.points, 0).max() ** 2:
+            return found
+        found = [(part, 0)]
+        for new in many[1:]:  # then one line at a time, though a value may get several parts
+            found = [piece for old, value in found for piece in self._against(old, columns, value, new)]
+        return [loop_and_edges for loop_and_edges, _ in found]
+
+    def _against(self, part: tuple[list[int], list[int]], columns: np.ndarray, old: int, new: int) -> list:
+        """A part in which value `old` was the largest, and which is now: [(part, value)]; old is below new."""
+        line = int(columns[old, new])
+        codes = self.codes[part[0], line]
+        if not (codes < 0).any():
+            return [(part, old)]
+        if not (codes > 0).any():
+            return [(part, new)]
+        above, below = self._halves(*part, line)
+        return [(above, old), (below, new)]
+
+    def _area(self, loop: list[int]) -> float:
+        x, y = (self.rows[loop, self.k :] @ self.points).T
+        x, y = x - x[0], y - y[0]
+        return 0.5 * abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1)))
 
     def _won(self, part: tuple[list[int], list[int]], columns: np.ndarray, mine: int):
         """The part of a part in which value `mine` is the largest; of values that are equal all over, the first."""

@@ -204,7 +204,7 @@ class _Local:
         ends = torch.tensor([0, *(len(f.unit) for f in self.faces.values())]).cumsum(0)
         order = least.argsort(stable=True)
         for some in order.split(min(AT_ONCE, self.most)):
-            if not least[some[0]] < self.best[norm]:
+            if not (len(some) and least[some[0]] < self.best[norm]):
                 return
             for faces, first, last in zip(self.faces.values(), ends, ends[1:], strict=False):
                 mine = some[(some >= first) & (some < last)] - first

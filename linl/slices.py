@@ -230,6 +230,7 @@ class _Subdivision:
         rows = {0: torch.cat([self.made.inputs(self.middle[None]), self.made.axes])}
         waiting = [_Block(0, [[0, 1, 2, 3]], basis, rows)]
         points, outputs, count = [], [], 0
+        thin = 8 * torch.finfo(torch.float64).eps * max(width, height)  # no wider than its corners' rounding
         while waiting:
             block = self._through(waiting.pop(), waiting)
             if block is None:
@@ -237,7 +238,8 @@ class _Subdivision:
             if time.perf_counter() > self.end:
                 self.made.complete = False
                 break
-            self.made.cells += [[count + corner for corner in cell] for cell in block.cells]
+            wide = [cell for cell in block.cells if _height(block.basis[cell, 1:3]) > thin]
+            self.made.cells += [[count + corner for corner in cell] for cell in wide]
             count += len(block.basis)
             points.append(block.basis[:, 1:3] + self.middle)
             rows = block.rows[self.sweep.program.output].flatten(1)
@@ -390,6 +392,13 @@ def _crossed(sides: np.ndarray, cells: list[list[int]]) -> list[np.ndarray]:
         cell, line = np.nonzero((low < 0) & (high > 0))
         found += np.split(line, np.searchsorted(cell, np.arange(1, len(some))))
     return found
+
+
+def _height(points: Tensor) -> float:
+    """How far a polygon's corners are from the line through the two that are far apart, at most."""
+    away = points - points[0]
+    side = away[away.square().sum(1).argmax()]
+    return float((away[:, 0] * side[1] - away[:, 1] * side[0]).abs().max() / side.norm().clamp(min=1e-300))
 
 
 def _area(points: Tensor) -> float:

@@ -38,8 +38,9 @@ def least_distances(net: nn.Module, x: torch.Tensor) -> tuple[float, float]:
             found.append((ahead.flatten()[known], faces.flatten(1).T[known]))
     gaps, slopes = (torch.cat(parts) for parts in zip(*found, strict=True))
     moves = slopes.norm(dim=1) > 0
-    gaps, slopes = gaps[moves], slopes[moves]
-    return float((gaps / slopes.abs().sum(1)).min()), float((gaps / slopes.norm(dim=1)).min())
+    gaps, slopes = torch.cat([gaps[moves], gaps.new_tensor([torch.inf])]), slopes[moves]
+    sizes = (torch.cat([norms, norms.new_ones(1)]) for norms in (slopes.abs().sum(1), slopes.norm(dim=1)))
+    return tuple(float((gaps / size).min()) for size in sizes)
 
 
 @pytest.mark.parametrize("activation", ["relu", "hardtanh", "partial above 1"])
@@ -109,6 +110,13 @@ def test_on_a_face_the_radius_is_zero_but_what_never_moves_is_no_face():
     assert piece.radius == pytest.approx(0.5) and piece.nearest == ("1", 3)
     on = affine_at(net, torch.tensor([0.0, 0.5], dtype=torch.float64))
     assert on.radius == on.radius_l2 == 0 and on.nearest == ("1", 3)
+
+
+def test_where_nothing_bends_the_piece_is_everywhere():
+    for act in (nn.Identity(), nn.LeakyReLU(1.0)):
+        net = nn.Sequential(nn.Linear(3, 4), act, nn.Linear(4, 2)).double().eval()
+        piece = affine_at(net, torch.randn(3))
+        assert piece.radius == piece.radius_l2 == torch.inf and piece.nearest is None and "everywhere" in repr(piece)
 
 
 def test_ties_in_a_max_pool():

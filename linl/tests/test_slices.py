@@ -181,6 +181,37 @@ def test_faces_that_nearly_coincide_leave_no_polygon_over_another():
         assert (mine - net(made.inputs(points))).abs().max() < 1e-9
 
 
+def nearly_equal_units(seed: int) -> tuple[nn.Sequential, torch.Tensor]:
+    """Layers of ten units of which three are distinct, up to a sign and about 1e-8 to 1e-14; a third with max-pools."""
+    torch.manual_seed(seed)
+    eps = float(10 ** -(8 + 6.5 * torch.rand((), dtype=torch.float64)))
+    pool = [nn.Unflatten(1, (2, 5)), nn.MaxPool1d(3, 1, padding=1), nn.Flatten()] if seed % 3 == 0 else []
+    layers = [nn.Linear(2, 10), *(pool if seed % 2 else []), nn.ReLU(), nn.Linear(10, 10), nn.LeakyReLU(0.1)]
+    layers += [*([] if seed % 2 else pool), nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 2)]
+    net = nn.Sequential(*layers).double().eval()
+    for layer in (m for m in net if isinstance(m, nn.Linear) and len(m.weight) > 4):
+        same, sign = torch.randint(0, 3, (10,)), torch.randint(0, 2, (10, 1)).double() * 2 - 1
+        for t in (layer.weight.data, layer.bias.data[:, None]):
+            t[:] = sign * t[same] + eps * torch.randn(t.shape).double() * (torch.rand(10, 1) < 0.7)
+    return net, torch.randn(3, 2).double()
+
+
+@torch.no_grad()
+def test_what_is_nearly_equal_is_tiled_too():
+    """Each point of the window in one polygon, though lines differ by rounding alone."""
+    for seed in (6, 45, 47, 59, 61, 123, 165, 213):
+        net, corners = nearly_equal_units(seed)
+        made = in_plane(net, *corners, window=4.0)
+        assert abs(made.areas.sum() / 16 - 1) < 1e-9, seed
+        points, cell = inside(made, 3)
+        matrices, values = made.maps()
+        mine = (matrices[cell] @ (points - made.centers[cell])[:, :, None])[..., 0] + values[cell]
+        assert (mine - net(made.inputs(points))).abs().max() < 1e-9
+        line = along(net, *corners[:2])
+        at = torch.rand(100, dtype=torch.float64)
+        assert (line.breaks.diff() > 0).all() and (line(at) - net(line.inputs(at))).abs().max() < 1e-10
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("activation", ["relu", "hardtanh", "prelu", "linlu", "partial relu6"])
 @pytest.mark.parametrize("kind", NETS)
