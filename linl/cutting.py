@@ -89,9 +89,66 @@ class Cutter:
                 parts.append((loop_, edges_, rest))
         return done
 
+    def tile(self, windows: list[np.ndarray]) -> list[list[int]]:
+        """All parts in which one of several values is the largest, for each of some windows; as corners' numbers.
+
+        Args:
+            windows: for each, (size, size) columns: that of the line "value i minus value j" for i below j.
+        """
+        m = self.size
+        parts = [(list(range(m)), [-1 - i for i in range(m)])]
+        for columns in windows:
+            parts = [piece for part in parts for piece in self._envelope(part, columns)]
+        return [[self.numbers[i] for i in loop] for loop, _ in parts]
+
+    def _envelope(self, part: tuple[list[int], list[int]], columns: np.ndarray) -> list:
+        """A part's parts, one for each value that is the largest somewhere in it."""
+        many = range(len(columns))
+        found = [won for i in many if (won := self._won(part, columns, i)) is not None]
+        if len(columns) < 3:
+            return found
+        # three lines that are equal but for rounding needn't meet in a point, and what is cut out by them may overlap
+        whole, pieces = self._area(part[0]), sum(self._area(loop) for loop, _ in found)
+        if abs(pieces - whole) <= 1e-9 * whole + 1e-14 * np.ptp(self.points, 0).max() ** 2:
+            return found
+        found = [(part, 0)]
+        for new in many[1:]:  # then one line at a time, though a value may get several parts
+            found = [piece for old, value in found for piece in self._against(old, columns, value, new)]
+        return [loop_and_edges for loop_and_edges, _ in found]
+
+    def _against(self, part: tuple[list[int], list[int]], columns: np.ndarray, old: int, new: int) -> list:
+        """A part in which value `old` was the largest, and which is now: [(part, value)]; old is below new."""
+        line = int(columns[old, new])
+        codes = self.codes[part[0], line]
+        if not (codes < 0).any():
+            return [(part, old)]
+        if not (codes > 0).any():
+            return [(part, new)]
+        above, below = self._halves(*part, line)
+        return [(above, old), (below, new)]
+
+    def _area(self, loop: list[int]) -> float:
+        x, y = (self.rows[loop, self.k :] @ self.points).T
+        x, y = x - x[0], y - y[0]
+        return 0.5 * abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1)))
+
+    def _won(self, part: tuple[list[int], list[int]], columns: np.ndarray, mine: int):
+        """The part of a part in which value `mine` is the largest; of values that are equal all over, the first."""
+        for other in range(len(columns)):
+            if other == mine:
+                continue
+            line, sign = (columns[mine, other], 1) if mine < other else (columns[other, mine], -1)
+            codes = sign * self.codes[part[0], line]
+            above, below = (codes > 0).any(), (codes < 0).any()
+            if not above and (below or other < mine):
+                return None
+            if above and below:
+                part = self._halves(*part, int(line))[0 if sign > 0 else 1]
+        return part
+
     def _halves(self, loop: list[int], edges: list[int], line: int):
         """The part above the line and the part below."""
-        sides = self.codes[loop, line].tolist()
+        sides = self._sides(loop, line)
         above: tuple[list, list] = ([], [])
         below: tuple[list, list] = ([], [])
         for at, (here, edge, side) in enumerate(zip(loop, edges, sides, strict=True)):
@@ -107,6 +164,32 @@ class Cutter:
                     part[0].append(new)
                     part[1].append(edge if sides[after] * sign > 0 else line)
         return above, below
+
+    def _sides(self, loop: list[int], line: int) -> list[int]:
+        """On which side of a line each corner is: 1, −1, or 0 on it.
+
+        A line enters a convex polygon once and leaves it once. So of several corners in a row that lie on it, as far as
+        can be told, one is taken for on it, the others go with their neighbours; none where it only comes near.
+        """
+        sides = self.codes[loop, line].tolist()
+        if 0 not in sides:
+            return sides
+        size = len(sides)
+        first = next(i for i in range(size) if sides[i])
+        at = first
+        while at < first + size:
+            end = at + 1
+            while not sides[end % size]:
+                end += 1
+            run = [i % size for i in range(at + 1, end)]
+            before, after = sides[at % size], sides[end % size]
+            keeper = min(run, key=lambda i: abs(self.rows[loop[i], line]), default=None) if before != after else None
+            passed = False
+            for i in run:
+                passed |= i == keeper
+                sides[i] = 0 if i == keeper else after if passed else before
+            at = end
+        return sides
 
     def _crossing(self, a: int, b: int, edge: int, line: int) -> int:
         """The corner where a line crosses an edge, by its local number."""

@@ -38,7 +38,7 @@ def draw_slice(
         a, b, c, window, time_limit: as for `linl.regions.in_plane`; left out for a slice.
         color: "region": by the region's affine map (neighbours with one map look alike); "class": by the class that
             the network gives at the region's centre, paler where its lead is small.
-        classes: names for a legend.
+        classes: a name for each output, for a legend of color="class".
         images: three pictures (H, W) or (C, H, W) with numbers from 0 to 1, shown outside three corners of the axes;
             side by side that takes room: `plt.subplots(1, 2, gridspec_kw={"wspace": 0.4})`.
         lines: whether faces are drawn.
@@ -47,7 +47,8 @@ def draw_slice(
     Returns: the axes; `ax.slice` is the `Slice`.
 
     Raises:
-        ValueError: an unknown color, inputs missing, not three images; as `linl.regions.in_plane`.
+        ValueError: an unknown color, inputs missing, not three images, not a name for each output; as
+            `linl.regions.in_plane`.
     """
     import matplotlib.pyplot as plt
     from matplotlib.collections import PolyCollection
@@ -61,6 +62,8 @@ def draw_slice(
         if a is None or b is None or c is None:
             raise ValueError("a network is drawn in the plane through three inputs: give a, b and c")
         made = in_plane(net, a, b, c, window, time_limit)
+    if classes is not None and len(classes) != made.outputs.shape[1]:
+        raise ValueError(f"{len(classes)} classes: the network has {made.outputs.shape[1]} outputs, each wants a name")
     if ax is None:
         _, ax = plt.subplots(figsize=(6, 6))
     shapes = [made.points[cell].numpy() for cell in made.cells]
@@ -80,6 +83,8 @@ def draw_slice(
 def _by_map(made: Slice) -> np.ndarray:
     """A pale color for each region, the same for the same affine map."""
     matrices, values = made.maps()
+    if not made.count:
+        return np.zeros((0, 3))
     start = values - (matrices @ made.centers[:, :, None])[..., 0]
     # a number from the map's leading digits: equal maps, found from different corners, differ in the last ones
     numbers = torch.cat([matrices.flatten(1), start], 1)
@@ -97,6 +102,8 @@ def _by_class(made: Slice) -> np.ndarray:
     values = made.maps()[1]
     if values.shape[1] < 2:
         raise ValueError("color='class' needs a network with at least two outputs")
+    if not made.count:
+        return np.zeros((0, 3))
     top = values.topk(2, 1)
     lead = (top.values[:, 0] - top.values[:, 1]) / (top.values[:, 0] - top.values[:, 1]).amax().clamp(min=1e-300)
     base = _palette(values.shape[1])[top.indices[:, 0].numpy()]

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -22,6 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from linl.asking import one, readable, seconds, without_pools
 from linl.bounds import bound
 from linl.boxes import Box
 from linl.cells import THIN, Cell, HalfSpace
@@ -33,7 +35,7 @@ from linl.program import Bend, Program
 from linl.rationals import exactly, nowhere_inside
 from linl.segments import along
 from linl.slices import in_plane
-from linl.sweep import Sweep, readable, straight
+from linl.sweep import Sweep, straight
 from linl.witnesses import Witnesses
 
 
@@ -64,6 +66,9 @@ def maps(net: nn.Module | Program, found: Regions) -> tuple[Tensor, Tensor, Tens
         made = values[read.output].flatten(1)
         weights.append(made[1:].T)
         biases.append(made[0])
+    if not found.lower:
+        outputs = read.shapes[read.output].numel()
+        return torch.zeros(0, outputs, n).double(), torch.zeros(0, outputs).double(), torch.zeros(0, dtype=torch.long)
     weight, bias = torch.stack(weights), torch.stack(biases)
     numbers = torch.cat([weight, bias[..., None]], 2).flatten(1)
     near = torch.cdist(numbers, numbers, p=torch.inf) <= 1e-9 * numbers.abs().amax().clamp(min=1.0)
@@ -155,7 +160,7 @@ class Regions:
         if self.count is not None:
             return f"{self.count} linear regions on {self.box}; {self.seconds:.1f} s"
         why = f"{len(self.thin)} cells too thin to tell" if self.thin and not self.waiting else "time was up"
-        return f"{self.lower} to {self.upper:.4g} linear regions on {self.box} ({why}); {self.seconds:.1f} s"
+        return f"{self.lower} to {Decimal(self.upper):.4g} linear regions on {self.box} ({why}); {self.seconds:.1f} s"
 
     def _repr_html_(self) -> str:
         return shown(self.table)
@@ -186,15 +191,12 @@ def count(net: nn.Module | Program, box: Box, time_limit: float | None = None, s
         NoBoundRule, UntraceableError: an operation that isn't known, by name.
     """
     began = time.perf_counter()
-    if len(box) != 1:
-        raise ValueError(f"{len(box)} boxes: regions are counted on one; take box[0]")
-    if not (box.upper > box.lower).any():
+    if not (one(box).upper > box.lower).any():
         raise ValueError("the box is a single point: nothing in it has an interior")
-    if time_limit is not None and not time_limit > 0:
-        raise ValueError(f"time_limit = {time_limit}: seconds above 0, or None")
-    read = readable(net, box.shape)
+    limit = seconds(time_limit)
+    read = without_pools(net, box.shape)
     with torch.no_grad():
-        return _Search(read, box, state).run(began, time_limit or math.inf)
+        return _Search(read, box, state).run(began, limit)
 
 
 class _Search:
@@ -219,10 +221,10 @@ class _Search:
             if not (torch.equal(state.box.lower, box.lower) and torch.equal(state.box.upper, box.upper)):
                 raise ValueError("the state given is of another box: leave it out")
             self.made = Regions(
-                state.names, box, state.patterns, state.points, state.sizes, list(state.thin), ceiling=state.ceiling,
-                seconds=state.seconds, fingerprint=mark,
+                state.names, box, list(state.patterns), state.points, state.sizes, list(state.thin),
+                ceiling=state.ceiling, seconds=state.seconds, fingerprint=mark,
             )  # fmt: skip
-            self.waiting = list(state.waiting)
+            self.waiting = [replace(node, piece=node.piece.copy()) for node in state.waiting]  # a search changes them
         self.most = self._most_by_layer()
         self.found: list[tuple[list[np.ndarray], list[np.ndarray], np.ndarray, float]] = []
 
@@ -250,7 +252,8 @@ class _Search:
         return found
 
     def _narrowest(self, value: int) -> int:
-        return min(self.program.shapes[op.target].numel() for op in self.program.upto(value))
+        behind = [self.program.shapes[op.target].numel() for op in self.program.upto(value)]
+        return min(behind, default=len(self.domain.free))
 
     def _most(self, node: _Node) -> int:
         """The most regions in a node's cell."""
@@ -280,28 +283,35 @@ class _Search:
                 if time.perf_counter() > end:
                     self.waiting.append(node)
                     return
-                self._settle(node)
+                if not self._settle(node):
+                    return
             after = self.domain.after(node.context, node.piece)
             if after is None:
                 self._take(node)
                 return
             node = _Node(after, 0, after.piece.copy(), node.spaces, node.point)
 
-    def _settle(self, node: _Node) -> None:
-        """The node's next cut: goes on on one side; where there is another, that waits."""
+    def _settle(self, node: _Node) -> bool:
+        """The node's next cut: goes on on one side; where there is another, that waits.
+
+        False where neither side can be told to have an interior: both are among the thin ones then.
+        """
         unit, number, above = node.context.cuts[node.next]
         node.next += 1
         if node.piece[unit] < number:
-            return  # below a lower bend already
+            return True  # below a lower bend already
         below = HalfSpace(-above.row, -above.constant, above.error, (*above.key[:3], -1))
         here = float(above.row @ node.point + above.constant)
         near, far = (above, below) if here > 0 else (below, above)
+        known = len(self.made.thin)
         beyond = self._inside(node, far)
         within = node.point if abs(here) > THIN + near.error else self._inside(node, near)
         if within is None:
             near, far, within, beyond = far, near, beyond, None
         if within is None:
-            raise RuntimeError("a cell with an interior has none on either side of a cut: please report this network")
+            if len(self.made.thin) == known:
+                raise RuntimeError("a cell with an interior has none on either side of a cut: please report this net")
+            return False
         if beyond is not None:
             piece = node.piece.copy()
             piece[unit] = number + (far is above)
@@ -309,6 +319,7 @@ class _Search:
             node.spaces = [*node.spaces, near]
         node.piece[unit] = number + (near is above)
         node.point = within
+        return True
 
     def _inside(self, node: _Node, space: HalfSpace) -> np.ndarray | None:
         """A point of the node's cell beyond a cut, by more than THIN from all faces; None if the part has no interior,

@@ -7,7 +7,6 @@ evaluated once at each breakpoint; stretches go depth first in blocks, so memory
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,9 +15,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from linl.asking import given, seconds
 from linl.checking import shown
 from linl.program import Bend, MaxPool, Program
-from linl.reading import program
 from linl.sweep import Sweep
 
 BLOCK = 1 << 24
@@ -58,7 +57,14 @@ class Segment:
         return self.ends[0] + share * (self.ends[1] - self.ends[0])
 
     def __call__(self, at: Tensor) -> Tensor:
-        """The network at positions (N,), from the pieces alone; (N, outputs)."""
+        """The network at positions (N,), from the pieces alone; (N, outputs).
+
+        Raises:
+            ValueError: a position that no piece covers.
+        """
+        first, last = (float(self.breaks[0]), float(self.breaks[-1])) if self.count else (0.0, 0.0)
+        if not (self.count and (at >= first).all() and (at <= last).all()):
+            raise ValueError(f"the pieces known go from {first:.6g} to {last:.6g}: ask for positions in between")
         after = torch.searchsorted(self.breaks, at.double().contiguous()).clamp(1, self.count)
         left, right = self.breaks[after - 1], self.breaks[after]
         share = ((at - left) / (right - left))[:, None]
@@ -95,37 +101,19 @@ def along(net: nn.Module | Program, a: Tensor, b: Tensor, time_limit: float | No
         time_limit: seconds; the pieces found by then, from a onwards, are returned with `complete` False.
 
     Raises:
-        ValueError: inputs of different shapes, the same input twice, a time limit not above 0; and as
-            `linl.reading.program`.
+        ValueError: the same input twice, a time limit not above 0; and as `linl.asking.given`.
         NoBoundRule, UntraceableError: an operation that isn't known, by name.
     """
     began = time.perf_counter()
-    if time_limit is not None and not time_limit > 0:
-        raise ValueError(f"time_limit = {time_limit}: seconds above 0, or None")
-    ends = stacked(a, b)
+    limit = seconds(time_limit)
+    read, ends = given(net, a, b)
     if torch.equal(ends[0], ends[1]):
         raise ValueError("the two inputs are the same point: a segment needs two")
-    read = net if isinstance(net, Program) else program(net, ends.shape[1:])
     made = Segment(ends, torch.zeros(0), torch.zeros(0, 0), [])
     with torch.no_grad():
-        _Pieces(read, made, began + (time_limit or math.inf)).run()
+        _Pieces(read, made, began + limit).run()
     made.seconds = time.perf_counter() - began
     return made
-
-
-def stacked(*inputs: Tensor) -> Tensor:
-    """Inputs in float64 on the CPU, (n, *shape); a leading 1 of each is dropped.
-
-    Raises:
-        ValueError: of different shapes, or with values that are no finite numbers.
-    """
-    given = [torch.as_tensor(x).detach().cpu().double() for x in inputs]
-    if len({x.shape for x in given}) > 1:
-        raise ValueError(f"the inputs have shapes {', '.join(str(tuple(x.shape)) for x in given)}: give one shape")
-    if not all(x.isfinite().all() for x in given):
-        raise ValueError("an input holds values that are no finite numbers")
-    together = torch.stack(given)
-    return together[:, 0] if together.ndim in (3, 5) and together.shape[1] == 1 else together
 
 
 @dataclass

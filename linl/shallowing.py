@@ -38,11 +38,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from linl.asking import one, wide_or_own, without_pools
 from linl.boxes import Box
 from linl.checking import shown
 from linl.program import Bend, Program
 from linl.regions import count
-from linl.sweep import Sweep, readable, straight
+from linl.sweep import Sweep, straight
 
 PATTERNS = ("feasible", "all")
 LARGEST = 50_000_000
@@ -92,7 +93,7 @@ class ShallowReport:
 
 
 def shallow(
-    net: nn.Module,
+    net: nn.Module | Program,
     box: Box,
     patterns: str = "feasible",
     sharpness: float = 1e6,
@@ -124,9 +125,9 @@ def shallow(
         raise ValueError(f"unknown patterns {patterns!r}: choose from {', '.join(PATTERNS)}")
     if not (sharpness > 0 and math.isfinite(sharpness)):
         raise ValueError(f"sharpness = {sharpness}: must be a number above 0")
-    if len(box) != 1 or not (box.upper > box.lower).all():
-        raise ValueError("a shallow network wants one box with a width at every position")
-    read = readable(net, box.shape)
+    if not (one(box).upper > box.lower).all():
+        raise ValueError("a shallow network wants a box with a width at every position")
+    read = without_pools(net, box.shape)
     if patterns == "feasible":
         known = count(read, box, time_limit)
         if known.count is None:
@@ -135,7 +136,7 @@ def shallow(
     else:
         rows = _every(read)
     if dtype is None:
-        dtype = next((p.dtype for p in net.parameters()), torch.float64)
+        dtype = wide_or_own(net)
     with torch.no_grad():
         return _Shallow(read, box, rows, patterns, float(sharpness)).network().to(dtype).eval()
 
@@ -161,7 +162,7 @@ def compare(net: nn.Module, made: nn.Sequential, box: Box, n: int = 100_000, see
         difference there), `error` and `error_mean` (largest and mean of all), each relative to max(1, |output|).
     """
     x = box.sample(n, torch.Generator().manual_seed(seed))
-    dtype = next(net.parameters()).dtype
+    dtype = wide_or_own(net)
     with torch.no_grad():
         y = torch.cat([net(part.to(dtype)).flatten(1) for part in x.split(4096)]).double()
         z = torch.cat([made(part.to(made[1].weight)) for part in x.split(4096)]).double()

@@ -2,13 +2,14 @@
 
 The plane through three inputs meets each linear region in a convex polygon. Starting from one window, each layer's
 units cut the polygons so far: inside one of them all values are affine in the plane's two coordinates, so that a
-unit's bend is a straight line there, seen by the signs at the corners alone (linl.vertices). Corners are shared by
+unit's bend is a straight line there, seen by the signs at the corners alone (linl.cutting). Corners are shared by
 neighbours, hence the network is evaluated about once a region. Polygons go depth first in blocks, so memory doesn't
 grow with their number. (Polygon subdivision layer by layer: Humayun et al., SplineCam, CVPR 2023, on GPUs.)
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -19,12 +20,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from linl.asking import given, seconds
 from linl.checking import shown
 from linl.cutting import Corners, Cutter
 from linl.pieces import Pieces
-from linl.program import Bend, Program, picks
-from linl.segments import stacked
-from linl.sweep import Sweep, padded, piece_at, readable, straight
+from linl.program import Bend, MaxPool, Program, picks
+from linl.sweep import Sweep, padded, piece_at, straight
+from linl.winners import contested, entries, rivals, undecided
 
 FLAT = 1e-9
 """Sine of the angle at the first of three inputs below which they count as lying on one line."""
@@ -130,11 +132,12 @@ def in_plane(
 ) -> Slice:
     """Every linear region in the plane through three inputs, exactly: convex polygons that tile a window.
 
-    A region here is one of an activation pattern: neighbours differ in a unit's piece, though the network may be the
-    same affine map on both (when that unit's bend is cancelled, or never reaches the output).
+    A region here is one of an activation pattern: neighbours differ in a unit's piece, or in which number of a
+    max-pool's window is the largest, though the network may be the same affine map on both (when that unit's bend is
+    cancelled, or never reaches the output). Numbers of a window that are equal all over don't cut it.
 
     Args:
-        net: in eval mode; dense, convolutional, residual, with activations in pieces; no max-pool.
+        net: in eval mode; dense, convolutional, residual, with activations in pieces and max-pools.
         a, b, c: inputs, one example's shape each (a leading 1 is allowed).
         window: (left, right, bottom, top) in coordinates of the plane: a is (0, 0), b lies on the first axis, lengths
             are L2 distances of inputs. One number: a square of that side around the middle of the three. None: the
@@ -142,20 +145,17 @@ def in_plane(
         time_limit: seconds; what is found by then is returned, with `complete` False.
 
     Raises:
-        ValueError: inputs of different shapes or on one line, a window without area, a time limit not above 0, a
-            max-pool; and as `linl.reading.program`.
+        ValueError: inputs on one line, a window without area, a time limit not above 0; and as `linl.asking.given`.
         NoBoundRule, UntraceableError: an operation that isn't known, by name.
     """
     began = time.perf_counter()
-    if time_limit is not None and not time_limit > 0:
-        raise ValueError(f"time_limit = {time_limit}: seconds above 0, or None")
-    corners = stacked(a, b, c)
+    limit = seconds(time_limit)
+    read, corners = given(net, a, b, c)
     axes = _axes(corners)
     made = Slice(corners, axes, (0.0, 0.0, 0.0, 0.0), torch.zeros(0, 2), torch.zeros(0, 0))
     made.window = _window(window, made.marks)
-    read = readable(net, corners.shape[1:])
     with torch.no_grad():
-        _Subdivision(read, made, began + (time_limit or math.inf)).run()
+        _Subdivision(read, made, began + limit).run()
     made.seconds = time.perf_counter() - began
     return made
 
@@ -182,14 +182,15 @@ def _window(window, marks: Tensor) -> tuple[float, float, float, float]:
         low, high = marks.amin(0), marks.amax(0)
         room = 0.1 * (high - low)
         low, high = low - room, high + room
-    elif isinstance(window, int | float):
-        middle = marks.mean(0)
-        low, high = middle - window / 2, middle + window / 2
     else:
-        if len(window) != 4:
+        try:
+            ends = torch.as_tensor(window, dtype=torch.float64).cpu()
+        except (TypeError, ValueError):
+            ends = torch.zeros(0)
+        if ends.shape not in ((), (4,)):
             raise ValueError(f"window = {window!r}: a number, or (left, right, bottom, top)")
-        ends = torch.tensor(window, dtype=torch.float64)
-        low, high = ends[::2], ends[1::2]
+        middle = marks.mean(0)
+        low, high = (ends[::2], ends[1::2]) if ends.ndim else (middle - ends / 2, middle + ends / 2)
     found = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
     if not (all(map(math.isfinite, found)) and found[0] < found[1] and found[2] < found[3]):
         raise ValueError(f"window = {window!r}: has no area; left must be below right, bottom below top")
@@ -229,6 +230,7 @@ class _Subdivision:
         rows = {0: torch.cat([self.made.inputs(self.middle[None]), self.made.axes])}
         waiting = [_Block(0, [[0, 1, 2, 3]], basis, rows)]
         points, outputs, count = [], [], 0
+        thin = 8 * torch.finfo(torch.float64).eps * max(width, height)  # no wider than its corners' rounding
         while waiting:
             block = self._through(waiting.pop(), waiting)
             if block is None:
@@ -236,7 +238,8 @@ class _Subdivision:
             if time.perf_counter() > self.end:
                 self.made.complete = False
                 break
-            self.made.cells += [[count + corner for corner in cell] for cell in block.cells]
+            wide = [cell for cell in block.cells if _height(block.basis[cell, 1:3]) > thin]
+            self.made.cells += [[count + corner for corner in cell] for cell in wide]
             count += len(block.basis)
             points.append(block.basis[:, 1:3] + self.middle)
             rows = block.rows[self.sweep.program.output].flatten(1)
@@ -251,7 +254,10 @@ class _Subdivision:
             if time.perf_counter() > self.end:
                 self.made.complete = False
                 return None
-            block.rows = self.sweep.rows(block.at, block.rows, lambda op, rows: self._bend(op, rows, block))
+            block.rows = self.sweep.rows(
+                block.at, block.rows, lambda op, rows: self._bend(op, rows, block),
+                lambda op, rows: self._pool(op, rows, block),
+            )  # fmt: skip
             block.at += 1
             if block.basis.numel() > BLOCK and len(block.cells) > 1:
                 half = len(block.cells) // 2
@@ -263,7 +269,7 @@ class _Subdivision:
         """Cuts the block's polygons by an activation's units; returns the rows of what the activation gives."""
         shape, rows = rows.shape[1:], padded(rows, block.basis.shape[1])
         flat, pieces = rows.flatten(1), op.pieces
-        touch = self.sweep.touch(op, lambda: float((block.basis.abs().amax(0) @ flat.abs()).amax()), pieces.bends)
+        touch = self._touch(op, flat, block, pieces.bends)
         real = pieces.bending(shape).flatten(1)
         units = _reaching(pieces.bends, real, flat, block.basis, touch)
         values = block.basis @ flat[:, units]
@@ -279,6 +285,52 @@ class _Subdivision:
         block.basis = torch.cat([block.basis, residue[:, kept]], 1)
         return torch.cat([straight(op, rows, piece), picks(units[kept], shape, rows)])
 
+    def _touch(self, op: Bend | MaxPool, flat: Tensor, block: _Block, bends: tuple[float, ...] = ()) -> float:
+        return self.sweep.touch(op, lambda: float((block.basis.abs().amax(0) @ flat.abs()).amax()), bends)
+
+    def _pool(self, op: MaxPool, rows: Tensor, block: _Block) -> Tensor:
+        """Cuts the block's polygons where a window's largest number changes; returns the rows of the largest ones."""
+        shape, flat = self.sweep.program.shapes[op.target], padded(rows, block.basis.shape[1]).flatten(1)
+        touch, index = self._touch(op, flat, block), entries(op, rows.shape[1:])
+        place = flat[0][index].argmax(1, keepdim=True)
+        home = index.gather(1, place)[:, 0]  # the largest in the middle of the slice
+        made, units = flat[:, home].view(-1, *shape), []
+        open_ = contested(index, home, flat, block.basis, touch)
+        for some in open_.split(max(1, BLOCK // (4 * len(block.basis) * index.shape[1]))):
+            if not len(some):
+                break
+            values = block.basis[:, : len(flat)] @ flat[:, index[some].flatten()]
+            values = self._tile(block, values.view(-1, *index[some].shape), touch)
+            residue = values.amax(2) - values.gather(2, place[some].expand(len(values), -1, 1))[..., 0]
+            kept = residue.amax(0) > touch
+            block.basis = torch.cat([block.basis, residue[:, kept]], 1)
+            units.append(some[kept])
+        return torch.cat([made, *(picks(some, shape, rows) for some in units)])
+
+    def _tile(self, block: _Block, values: Tensor, touch: float) -> Tensor:
+        """Cuts the polygons so that one number of each window, (corners, windows, size), is the largest in each part;
+        the numbers at all corners, the new ones last."""
+        numbers, points, cells = values.numpy(), block.basis[:, 1:3].numpy(), []
+        size, corners = numbers.shape[2], Corners(len(points))
+        best = numbers >= numbers.max(2, keepdims=True) - touch
+        for cell, windows in zip(block.cells, undecided(best, block.cells), strict=True):
+            lines, own, columns = [], [], []
+            for window in windows.tolist():
+                here = numbers[cell, window]
+                rival = rivals(here, touch)
+                at = np.zeros((len(rival), len(rival)), dtype=np.int64)
+                for i, j in itertools.combinations(range(len(rival)), 2):
+                    at[i, j] = len(lines)
+                    lines.append(here[:, rival[i]] - here[:, rival[j]])
+                    own.append((window * size + rival[i]) * size + rival[j])
+                columns.append(at)
+            if lines:
+                cells += Cutter(cell, points[cell], np.stack(lines, 1), touch, own, corners).tile(columns)
+            else:
+                cells.append(cell)
+        block.cells = cells
+        return _grown(block, corners, values)
+
     def _cut(self, block: _Block, values: Tensor, column: Tensor, height: Tensor, touch: float) -> Tensor:
         """Cuts the polygons where value number `column` is `height`; the values at all corners, the new ones last."""
         above = (values[:, column] - height).numpy()
@@ -290,13 +342,20 @@ class _Subdivision:
                 cells += Cutter(cell, points[cell], above[np.ix_(cell, lines)], touch, lines, corners).cut()
             else:
                 cells.append(cell)
-        block.cells, between = cells, corners.matrix()
-        values = torch.cat([values, torch.from_numpy(between @ values.numpy())])
-        block.basis = torch.cat([block.basis, torch.from_numpy(between @ block.basis.numpy())])
-        block.basis[:, 0] = 1.0
+        block.cells = cells
+        values = _grown(block, corners, values)
         for corner, line in corners.on:  # on a bend exactly
             values[corner, column[line]] = height[line]
         return values
+
+
+def _grown(block: _Block, corners: Corners, values: Tensor) -> Tensor:
+    """Gives a block its new corners; values at the old ones, (n, …), with those at the new ones."""
+    between = corners.matrix()
+    block.basis = torch.cat([block.basis, torch.from_numpy(between @ block.basis.numpy())])
+    block.basis[:, 0] = 1.0
+    new = torch.from_numpy(between @ values.flatten(1).numpy())
+    return torch.cat([values, new.view(len(new), *values.shape[1:])])
 
 
 def _reaching(bends, real: Tensor, rows: Tensor, basis: Tensor, touch: float) -> Tensor:
@@ -333,6 +392,13 @@ def _crossed(sides: np.ndarray, cells: list[list[int]]) -> list[np.ndarray]:
         cell, line = np.nonzero((low < 0) & (high > 0))
         found += np.split(line, np.searchsorted(cell, np.arange(1, len(some))))
     return found
+
+
+def _height(points: Tensor) -> float:
+    """How far a polygon's corners are from the line through the two that are far apart, at most."""
+    away = points - points[0]
+    side = away[away.square().sum(1).argmax()]
+    return float((away[:, 0] * side[1] - away[:, 1] * side[0]).abs().max() / side.norm().clamp(min=1e-300))
 
 
 def _area(points: Tensor) -> float:

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from linl.program import Bend, Conv, Dense, MaxPool, Op, Program, Sum, apply
-from linl.reading import program
 
 TOUCH = 1e-12
 """Of a layer's largest number: how near to a bend counts as on it. Evaluation and interpolation are off by some
@@ -52,17 +51,24 @@ class Sweep:
         return self._kept(at, values, made)
 
     def rows(
-        self, at: int, values: dict[int, Tensor], bend: Callable[[Bend, Tensor], Tensor] | None = None
+        self,
+        at: int,
+        values: dict[int, Tensor],
+        bend: Callable[[Bend, Tensor], Tensor] | None = None,
+        pool: Callable[[MaxPool, Tensor], Tensor] | None = None,
     ) -> dict[int, Tensor]:
         """The same for an affine piece's rows.
 
         Args:
             bend: what an activation makes of its rows.
+            pool: what a max-pool makes of its rows.
         """
         op = self.ops[at]
         given = [values[s] for s in op.sources]
         if isinstance(op, Bend):
             made = bend(op, given[0])
+        elif isinstance(op, MaxPool):
+            made = pool(op, given[0])
         elif isinstance(op, Dense | Conv):
             made = self._linear(at, given[0])
             if self.biases[at] is not None:
@@ -123,19 +129,3 @@ def without_bias(op: Op) -> Op:
     if isinstance(op, Conv):
         return replace(op, layer=replace(op.layer, bias=None))
     return op
-
-
-def readable(net: nn.Module | Program, shape: torch.Size) -> Program:
-    """A network read for its regions.
-
-    Raises:
-        ValueError, NoBoundRule, UntraceableError: as `linl.reading.program`; a max-pool.
-    """
-    read = net if isinstance(net, Program) else program(net, shape)
-    pool = next((op for op in read.ops if isinstance(op, MaxPool)), None)
-    if pool is not None:
-        raise ValueError(
-            f"{pool.name} is a max-pool, which bends the signal without being an activation: with one, regions are "
-            "known along segments alone (linl.regions.along)"
-        )
-    return read

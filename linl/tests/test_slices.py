@@ -7,20 +7,23 @@ from torch import nn
 
 import linl
 from linl import Box
+from linl.program import MaxPool
 from linl.reading import program
-from linl.regions import affine_at, along, count, draw_slice, in_plane, maps
+from linl.regions import along, count, draw_slice, in_plane, maps
 from linl.tests.small_nets import ACTIVATIONS, NETS, make
 
 matplotlib.use("Agg")
 
 
 def pieces_at(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Every unit's piece at inputs (N, *shape), (N, units)."""
+    """Every unit's piece, and every max-pool's winners, at inputs (N, *shape), (N, units and windows)."""
     read = program(net, x.shape[1:])
     values, found = read.run(x), []
     for op in read.bends:
-        seen = values[op.sources[0]].flatten(1)
-        found.append(torch.searchsorted(torch.tensor(op.pieces.bends, dtype=torch.float64), seen.contiguous()))
+        seen, real = values[op.sources[0]], op.pieces.bending(read.shapes[op.sources[0]])
+        above = [(seen > bend) & bends for bend, bends in zip(op.pieces.bends, real, strict=True)]
+        found.append(sum(part.flatten(1).long() for part in above))
+    found += [op.largest(values[op.sources[0]])[1].flatten(1) for op in read.ops if isinstance(op, MaxPool)]
     return torch.cat(found, 1)
 
 
@@ -51,7 +54,7 @@ def is_right(net: nn.Module, made, tolerance: float = 1e-9, n: int = 10) -> None
 
 @torch.no_grad()
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("kind", ["dense", "residual", "convolutions"])
+@pytest.mark.parametrize("kind", NETS)
 def test_a_slice_is_the_network(kind, activation):
     net, shape = make(kind, activation)
     corners = 3 * torch.randn(3, *shape, dtype=torch.float64)
@@ -87,6 +90,43 @@ def test_a_slice_of_a_plane_counts_what_count_counts():
     assert 1 < number.max() + 1 <= found.count
 
 
+POOLS = {
+    "overlapping, padded": nn.MaxPool2d(3, 2, padding=1), "spread": nn.MaxPool2d(2, 1, dilation=2),
+    "no squares": nn.MaxPool2d((1, 3), (2, 1), padding=(0, 1)), "everything": nn.MaxPool2d(6),
+}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("first", ["pixels", "dead units", "equal numbers"])
+def test_max_pools_of_every_sort_and_their_ties(first, pool):
+    """On pixels; on units that are 0 together; on pairs of channels, rows or columns that are equal."""
+    layers = [nn.Conv2d(2, 2, 1, bias=False), nn.Identity() if first == "pixels" else nn.ReLU()]
+    net = nn.Sequential(*layers, POOLS[pool], nn.Conv2d(2, 2, 1), nn.ReLU()).double().eval()
+    if first == "dead units":
+        net[0].weight.data = -net[0].weight.data.abs()
+    corners = torch.randn(3, 2, 6, 6, dtype=torch.float64)
+    if first == "equal numbers":
+        corners[..., ::2] = corners[..., 1::2]
+    made = in_plane(net, *corners, window=5.0)
+    assert made.count > 6
+    is_right(net, made)
+
+
+@torch.no_grad()
+def test_a_window_is_cut_into_its_upper_envelope():
+    """As many parts as numbers that are the largest somewhere: no line goes on where a third number is larger."""
+    for seed in range(8):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(2, 12), nn.Unflatten(1, (1, 12)), nn.MaxPool1d(12), nn.Flatten()).double().eval()
+        a, b, c = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+        made = in_plane(net, a, b, c, window=(-3, 3, -3, 3))
+        ticks = torch.linspace(-3, 3, 601, dtype=torch.float64)
+        winners = net[0](torch.cartesian_prod(ticks, ticks)).argmax(1).unique()
+        assert made.count == len(winners)
+        is_right(net, made)
+
+
 def test_a_small_block_gives_the_same(monkeypatch):
     net, shape = make("residual", "relu")
     corners = 3 * torch.randn(3, *shape, dtype=torch.float64)
@@ -119,6 +159,60 @@ def test_faces_of_zeros_are_not_cut():
 
 
 @torch.no_grad()
+def test_faces_that_nearly_coincide_leave_no_polygon_over_another():
+    """Down to what can't be told apart: a line that seems to touch two corners and yet crosses elsewhere."""
+    first, second = nn.Linear(2, 5).double(), nn.Linear(5, 3).double()
+    second.weight.data = torch.tensor(
+        [[1.0, -1, 1, 1, 1], [0.3, 0.5, -0.2, 0.1, 0.7], [1.0, -0.5, -0.5, 0, 0]]
+    ).double()
+    second.bias.data = torch.tensor([0.0, -0.01, 0.0], dtype=torch.float64)
+    net = nn.Sequential(first, nn.ReLU(), second, nn.ReLU()).eval()
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    for power in torch.arange(8, 15, 0.1, dtype=torch.float64):
+        eps = float(10**-power)
+        weight = [[0.3, 0.7], [0.3 + eps, 0.7], [0.3, 0.7 - eps], [0.3, 0.7], [-0.6, -1.4]]
+        first.weight.data = torch.tensor(weight, dtype=torch.float64)
+        first.bias.data = torch.tensor([0.1, 0.1, 0.1, 0.1 + eps, -0.2 + eps], dtype=torch.float64)
+        made = in_plane(net, *corners, window=3.0)
+        assert abs(made.areas.sum() / 9 - 1) < 1e-12, eps
+        points, cell = inside(made, 4)
+        matrices, values = made.maps()
+        mine = (matrices[cell] @ (points - made.centers[cell])[:, :, None])[..., 0] + values[cell]
+        assert (mine - net(made.inputs(points))).abs().max() < 1e-9
+
+
+def nearly_equal_units(seed: int) -> tuple[nn.Sequential, torch.Tensor]:
+    """Layers of ten units of which three are distinct, up to a sign and about 1e-8 to 1e-14; a third with max-pools."""
+    torch.manual_seed(seed)
+    eps = float(10 ** -(8 + 6.5 * torch.rand((), dtype=torch.float64)))
+    pool = [nn.Unflatten(1, (2, 5)), nn.MaxPool1d(3, 1, padding=1), nn.Flatten()] if seed % 3 == 0 else []
+    layers = [nn.Linear(2, 10), *(pool if seed % 2 else []), nn.ReLU(), nn.Linear(10, 10), nn.LeakyReLU(0.1)]
+    layers += [*([] if seed % 2 else pool), nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 2)]
+    net = nn.Sequential(*layers).double().eval()
+    for layer in (m for m in net if isinstance(m, nn.Linear) and len(m.weight) > 4):
+        same, sign = torch.randint(0, 3, (10,)), torch.randint(0, 2, (10, 1)).double() * 2 - 1
+        for t in (layer.weight.data, layer.bias.data[:, None]):
+            t[:] = sign * t[same] + eps * torch.randn(t.shape).double() * (torch.rand(10, 1) < 0.7)
+    return net, torch.randn(3, 2).double()
+
+
+@torch.no_grad()
+def test_what_is_nearly_equal_is_tiled_too():
+    """Each point of the window in one polygon, though lines differ by rounding alone."""
+    for seed in (6, 45, 47, 59, 61, 123, 165, 213):
+        net, corners = nearly_equal_units(seed)
+        made = in_plane(net, *corners, window=4.0)
+        assert abs(made.areas.sum() / 16 - 1) < 1e-9, seed
+        points, cell = inside(made, 3)
+        matrices, values = made.maps()
+        mine = (matrices[cell] @ (points - made.centers[cell])[:, :, None])[..., 0] + values[cell]
+        assert (mine - net(made.inputs(points))).abs().max() < 1e-9
+        line = along(net, *corners[:2])
+        at = torch.rand(100, dtype=torch.float64)
+        assert (line.breaks.diff() > 0).all() and (line(at) - net(line.inputs(at))).abs().max() < 1e-10
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("activation", ["relu", "hardtanh", "prelu", "linlu", "partial relu6"])
 @pytest.mark.parametrize("kind", NETS)
 def test_a_segment_is_the_network(kind, activation):
@@ -130,38 +224,13 @@ def test_a_segment_is_the_network(kind, activation):
     assert (line(at) - y).abs().max() <= 1e-10 * max(1.0, float(y.abs().max()))
     middles = (line.breaks[1:] + line.breaks[:-1]) / 2
     assert line.complete and line.count > 4 and line.table["breakpoints"].sum() == line.count - 1
-    if kind != "max-pools":  # there a breakpoint may be a pool's
-        seen = pieces_at(net, line.inputs(middles))
-        assert (seen[1:] != seen[:-1]).any(1).all()
-        dense = torch.linspace(0, 1, 4001, dtype=torch.float64)
-        assert len(pieces_at(net, line.inputs(dense)).unique(dim=0)) <= line.count
-        ends = torch.searchsorted(line.breaks, dense).clamp(1, line.count) - 1
-        same = (dense[:, None] - line.breaks).abs().amin(1) > 1e-9
-        assert (pieces_at(net, line.inputs(dense))[same] == seen[ends][same]).all()
-
-
-@torch.no_grad()
-def test_the_piece_at_a_point_reaches_as_far_as_it_says():
-    for kind in ("dense", "residual", "convolutions"):
-        net, shape = make(kind, "leaky")
-        x = 2 * torch.randn(*shape, dtype=torch.float64)
-        piece = affine_at(net, x)
-        home = pieces_at(net, x[None])
-        way = torch.randn(2000, *shape, dtype=torch.float64)
-        corners, ball = way.sign(), way / way.flatten(1).norm(dim=1).view(-1, *[1] * len(shape))
-        for step, radius in ((corners, piece.radius), (ball, piece.radius_l2)):
-            near = x + 0.999 * radius * step
-            assert (pieces_at(net, near) == home).all()
-            assert (piece.linear(near.flatten(1)) - net(near)).abs().max() < 1e-10
-        layer, unit = piece.nearest
-        op = next(op for op in program(net, shape).bends if op.name == layer)
-        start = x.clone().requires_grad_()
-        with torch.enable_grad():
-            value = program(net, shape).run(start[None])[op.sources[0]].flatten()[unit]
-            slope = torch.autograd.grad(value, start)[0]
-        beyond = x - 1.001 * piece.radius * slope.sign() * value.sign()
-        assert (pieces_at(net, beyond[None]) != home).any()
-        assert abs(affine_at(net, Box.around(x, piece.radius / 3)).share - 3) < 1e-6
+    seen = pieces_at(net, line.inputs(middles))
+    assert (seen[1:] != seen[:-1]).any(1).all()
+    dense = torch.linspace(0, 1, 4001, dtype=torch.float64)
+    assert len(pieces_at(net, line.inputs(dense)).unique(dim=0)) <= line.count
+    ends = torch.searchsorted(line.breaks, dense).clamp(1, line.count) - 1
+    same = (dense[:, None] - line.breaks).abs().amin(1) > 1e-9
+    assert (pieces_at(net, line.inputs(dense))[same] == seen[ends][same]).all()
 
 
 def test_pictures_side_by_side():
@@ -226,10 +295,5 @@ def test_bad_input_is_refused():
     for wrong in (in_plane, along):
         with pytest.raises(ValueError, match="time_limit"):
             wrong(net, a, b, *([c] if wrong is in_plane else []), time_limit=-1)
-    with pytest.raises(ValueError, match="max-pool"):
-        pooled, shape = make("max-pools", "relu")
-        in_plane(pooled, *torch.randn(3, *shape))
-    with pytest.raises(ValueError, match="2 boxes"):
-        affine_at(net, Box.around(torch.stack([a, b]), 0.1, batch=True))
     with pytest.raises(ValueError, match="train mode"):
         along(net.train(), a, b)
