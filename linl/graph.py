@@ -154,7 +154,10 @@ def trace(net: nn.Module) -> fx.GraphModule:
     return _carry(net, traced)
 
 
-_CARRIED = ("input_size", "num_classes", "default_cfg", "pretrained_cfg", "linearize_notes", "fold_report")
+_CARRIED = (
+    "input_size", "num_classes", "default_cfg", "pretrained_cfg", "linearize_notes", "fold_report", "prune_report",
+    "shrink_report",
+)  # fmt: skip
 
 
 def _carry(source: nn.Module, target: nn.Module) -> nn.Module:
@@ -380,6 +383,21 @@ def replace_activations(traced: fx.GraphModule, sites: list[Site], units: list[n
 
 
 # --- shapes ----------------------------------------------------------------------------------------
+
+
+def example_for(net: nn.Module, example: Tensor | None, why: str) -> Tensor:
+    """The example given, or two images of zeros of the size that the network itself names.
+
+    Raises:
+        ValueError: it names none; `why` begins the message.
+    """
+    if example is not None:
+        return example
+    size = getattr(net, "input_size", None) or getattr(net, "default_cfg", {}).get("input_size")
+    if size is None:
+        raise ValueError(f"{why}: pass example=, one input batch")
+    parameter = next(net.parameters())
+    return torch.zeros(2, *size, device=parameter.device, dtype=parameter.dtype)
 
 
 def shapes(traced: fx.GraphModule, example: Tensor) -> dict[fx.Node, torch.Size]:
