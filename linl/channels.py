@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from linl.affine import batchnorm
-from linl.graph import input_of, is_activation, is_norm_act
+from linl.graph import input_of, is_activation, is_norm_act, works_in_place
 from linl.operations import attribute, shared_names
 
 
@@ -159,6 +159,8 @@ class Channels:
             if sources:
                 self.notes[node] = why
         self.values[node] = found
+        if node.target in _IN_PLACE or works_in_place(self.modules.get(node.target), node):
+            self.values[input_of(node)] = found  # whoever reads it from here on sees it changed
 
     def _told(self, node: fx.Node) -> str:
         if node.op == "call_module":
@@ -246,7 +248,7 @@ class Channels:
         return source if plain else self._zeros_stay(source)
 
     def _zeros_stay(self, source: Value) -> Value:
-        return Value(source.ids, source.axis, torch.where(source.constant == 0, 0.0, math.nan))
+        return Value(source.ids, source.axis, torch.where(source.constant == 0, source.constant, math.nan))
 
     def _constant_pad(self, node: fx.Node, module: nn.Module, source: Value) -> Value | None:
         return self._padded(node, source, list(module.padding), module.value)
@@ -360,6 +362,7 @@ def _asks_for_the_batch(node: fx.Node) -> bool:
     return node.target == "size" and node.args[1:] == (0,)
 
 
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul)
 _MODULES: dict[type[nn.Module], Callable[..., Value | None]] = {
     nn.modules.conv._ConvTransposeNd: lambda channels, node, module, source: None,
     nn.modules.conv._ConvNd: Channels._conv,

@@ -91,7 +91,7 @@ def dead_rate(
 
     Args:
         net: any network that can be traced, masked or not; measured in eval mode, left alone.
-        images: (N, *shape), or batches: an iterable of (n, *shape) or of (images, labels). Moved to the network's
+        images: (N, *shape), perhaps in a pair with their labels, or an iterable of such batches. Moved to the network's
             device and floating dtype batch by batch; what is kept is two numbers a unit.
         state: from `analyse` of this network (masks hardened): adds the share proved to be dead on its box.
         batch_size: how many of a tensor's images are looked at together.
@@ -105,7 +105,7 @@ def dead_rate(
     sites = activation_sites(traced)
     if not sites:
         raise ValueError(f"{type(net).__name__} has no activation: no unit could be dead")
-    like = next(traced.parameters(), torch.zeros(()))
+    like = next((t for t in traced.state_dict().values() if t.is_floating_point()), torch.zeros(()))
     counts: dict[str, _Counts] = {}
     for batch in _batches(images, batch_size):
         batch = batch.to(like.device)
@@ -113,8 +113,8 @@ def dead_rate(
         if not len(batch):
             continue
         if not counts:
-            refuse_other_function(net, traced, batch[:1])
-            fixed = _Incoming(traced, sites, batch[:1]).fixed()
+            refuse_other_function(net, traced, batch[:2])
+            fixed = _Incoming(traced, sites, batch[:2]).fixed()
             counts = {site.name: _Counts(fixed[site.name]) for site in sites}
         _Zeros(traced, sites, counts).run(batch)
     if not counts:
@@ -143,6 +143,8 @@ def watch(images: Tensor | Iterable, **options) -> Callable[[nn.Module], dict[st
 
 
 def _batches(images: Tensor | Iterable, batch_size: int) -> Iterator[Tensor]:
+    if isinstance(images, tuple) and len(images) == 2 and images[0].ndim > images[1].ndim:  # with their labels
+        images = images[0]
     if isinstance(images, Tensor):
         yield from images.split(batch_size)
         return
@@ -243,10 +245,9 @@ class _Incoming(fx.Interpreter):
         if node in self.sites:
             self._note(node)
             return self._ones(node)
-        if node.op == "placeholder" and node in self.known:
-            return self._ones(node)
-        if node.op == "get_attr" or node not in self.known:
-            return super().run_node(node)
+        if node.op in ("placeholder", "get_attr") or node not in self.known:
+            given = super().run_node(node)
+            return self._ones(node) if node.op == "placeholder" and node in self.known else given
         reached = self._reached(node)
         return self._ones(node) if reached is None else (reached != 0).to(self.example.dtype)
 

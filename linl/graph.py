@@ -168,16 +168,12 @@ def _carry(source: nn.Module, target: nn.Module) -> nn.Module:
 
 
 def clone(net: nn.Module) -> nn.Module:
-    """A deep copy that keeps what linl noted on a traced network (torch.fx drops such attributes)."""
-    try:
-        return _carry(net, copy.deepcopy(net))
-    except RuntimeError as error:
-        if "graph leaves" not in str(error):
-            raise
-        raise ValueError(
-            f"{type(net).__name__} can't be copied: some weight is computed from others (torch.nn.utils.prune, "
-            "weight_norm). Make it a parameter first: prune.remove(module, name), remove_weight_norm(module)."
-        ) from error
+    """A deep copy that keeps what linl noted on a traced network (torch.fx drops such attributes).
+
+    Weights that a hook computes anew before every pass (torch.nn.utils.prune, weight_norm) are copied by value.
+    """
+    held = [v for module in net.modules() for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf]
+    return _carry(net, copy.deepcopy(net, {id(v): v.detach().clone() for v in held}))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ and whatever mixes channels in another way (a LayerNorm, attention).
 
 from __future__ import annotations
 
-import math
 import operator
 
 import torch
@@ -133,7 +132,7 @@ def _matched(squares: Tensor, channels: int, like: Tensor) -> Tensor:
 
 
 def _times(squares: Tensor, factor: Tensor) -> Tensor:
-    return _matched(squares, math.lcm(squares.numel(), len(factor)), factor) * factor
+    return _matched(squares, len(factor), factor) * factor
 
 
 def _added(terms: list[Tensor]) -> Tensor:

@@ -40,7 +40,7 @@ class ShrinkReport:
     @property
     def share(self) -> float:
         """Weights left of all weights."""
-        return float(self.table["weights_left"].sum() / self.table["weights"].sum())
+        return float(self.table["weights_left"].sum() / max(1, self.table["weights"].sum()))
 
     def _repr_html_(self) -> str:
         return f"<p>{self.share:.2%} of the weights left</p>" + shown(self.table)
@@ -137,11 +137,10 @@ def _sizes(traced: fx.GraphModule) -> dict[str, tuple[int, int, int]]:
 def _table(before: dict, after: dict) -> pd.DataFrame:
     rows = []
     for name, sizes in before.items():
-        row: dict = {"layer": name}
-        for column, size, left in zip(("inputs", "outputs", "weights"), sizes, after.get(name, (0, 0, 0)), strict=True):
-            row |= {column: size, f"{column}_left": left}
-        rows.append(row)
-    return pd.DataFrame(rows)
+        left = after.get(name, (0, 0, 0))
+        rows.append((name, *(number for pair in zip(sizes, left, strict=True) for number in pair)))
+    columns = ["layer", "inputs", "inputs_left", "outputs", "outputs_left", "weights", "weights_left"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 # --- one pass --------------------------------------------------------------------------------------
@@ -160,34 +159,31 @@ def _pass_(traced: fx.GraphModule, example: Tensor) -> bool:
 
 
 def _drop_branches_(traced: fx.GraphModule, channels: Channels) -> bool:
-    """Sums of a value and a constant one: the constant becomes a parameter, or nothing where it is 0."""
-    dropped = False
+    """The first sum of a value and a constant one: the constant becomes a parameter, or nothing where it is 0."""
     for node in channels.sums:
-        operands = [channels.values.get(operand) for operand in node.args]
+        operands = [channels.values[operand] for operand in node.args]
         constant = [bool(value.is_constant.all()) for value in operands]
         if sum(constant) != 1 or channels.known[node.args[0]] != channels.known[node.args[1]]:
             continue
         place = constant.index(True)
-        number, branch = operands[place].constant, node.args[place]
+        number, kept = operands[place].constant, node.args[1 - place]
         minus = node.target in (operator.sub, operator.isub, torch.sub, "sub", "sub_")
-        if not number.any() and not (minus and place == 0):
-            node.replace_all_uses_with(node.args[1 - place])
-            traced.graph.erase_node(node)
-        else:
-            like = next(traced.parameters())
-            name = free_name(traced, f"{branch.name}_constant")
-            ndim = len(channels.known[node]) - operands[place].axis
-            held = number.view(-1, *[1] * (ndim - 1)).to(like)
+        if number.any() or (minus and place == 0):
+            like, name = next(traced.parameters()), free_name(traced, f"{node.args[place].name}_constant")
+            behind = len(channels.known[node]) - operands[place].axis - 1
+            held = number.view(-1, *[1] * behind).to(like)
             traced.register_parameter(name, nn.Parameter(held, requires_grad=like.requires_grad))
             with traced.graph.inserting_before(node):
-                node.update_arg(place, traced.graph.get_attr(name))
-        dropped = True
-        break
-    if dropped:
+                pair = [kept, kept]
+                pair[place] = traced.graph.get_attr(name)
+                kept = traced.graph.call_function(operator.sub if minus else operator.add, tuple(pair))
+        node.replace_all_uses_with(kept)
+        traced.graph.erase_node(node)
         traced.graph.eliminate_dead_code()
         traced.delete_all_unused_submodules()
         traced.recompile()
-    return dropped
+        return True
+    return False
 
 
 class _Plan:
