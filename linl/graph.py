@@ -381,17 +381,20 @@ def replace_activations(traced: fx.GraphModule, sites: list[Site], units: list[n
 # --- shapes ----------------------------------------------------------------------------------------
 
 
-def example_for(net: nn.Module, example: Tensor | None, why: str) -> Tensor:
-    """The example given, or two images of zeros of the size that the network itself names.
+def example_for(net: nn.Module, example: Tensor | None, trouble: str) -> Tensor:
+    """The example given, or two inputs of zeros of the size that the network names, or that its first layer reads.
 
     Raises:
-        ValueError: it names none; `why` begins the message.
+        ValueError: `trouble`, where neither is known.
     """
     if example is not None:
         return example
     size = getattr(net, "input_size", None) or getattr(net, "default_cfg", {}).get("input_size")
+    first = next((module for module in net.modules() if module._parameters), None)
+    if size is None and isinstance(first, nn.Linear):
+        size = (first.in_features,)
     if size is None:
-        raise ValueError(f"{why}: pass example=, one input batch")
+        raise ValueError(trouble)
     parameter = next(net.parameters())
     return torch.zeros(2, *size, device=parameter.device, dtype=parameter.dtype)
 

@@ -13,8 +13,8 @@
 
 `gradient` and `snip` are one formula. What differs is the network that they are meant for: snip is for the start of
 training, where running statistics mean nothing yet, gradient for a trained network as it is used. SynFlow is taken in
-100 rounds, each of which scores anew (its Algorithm 1), in float64, everything positive, BatchNorm in eval, as its code
-does by default. Weights that are pruned already don't count: not in LAMP's sums, nor in any gradient.
+100 rounds, each of which scores anew (its Algorithm 1), in float64, everything positive, BatchNorm in eval. Weights that
+are pruned already don't count: not in LAMP's sums, nor in any gradient.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from linl.checking import one_tensor
 from linl.graph import clone, evaluating, example_for, trace
 from linl.lookahead import Lookahead
 from linl.losses import LOSSES
-from linl.masks import harden_masks, masks_of, prunable, raw_weight
+from linl.masks import LAYERS, harden_masks, masks_of, prunable, raw_weight
 
 Weights = dict[str, Tensor]
 """A number for each weight, by the name of its layer."""
@@ -114,12 +114,24 @@ def snip(net: nn.Module, given: Given) -> Weights:
 
 
 def synflow(net: nn.Module, given: Given) -> Weights:
-    """|w·∂R/∂w|, R = 1ᵀ·f(1) of the network f with every parameter and buffer replaced by its absolute value."""
-    shape = example_for(net, given.batch and given.batch[0], "SynFlow must know how large an input is").shape[1:]
+    """|w·∂R/∂w|, R = 1ᵀ·f(1) of the network f with |parameters|, |buffers| and without biases or shifts of norms.
+
+    The paper's R is a product of weights, from which it follows that no layer is lost while another has weights to
+    spare (its Theorem 3). Its code leaves shifts in, which are next to 0 at the start of training, for which it is
+    meant; in a trained network they would break that.
+    """
+    images = given.batch[0] if given.batch else None
+    trouble = "SynFlow must know how large an input is: pass batch=(images, labels), whose values don't matter"
+    shape = example_for(net, images, trouble).shape[1:]
     net = clone(net).double().eval()
     with torch.no_grad():
         for tensor in net.state_dict().values():
             tensor.abs_()
+        for module in net.modules():
+            if isinstance(module, (*LAYERS, nn.modules.batchnorm._BatchNorm)):
+                for shift in (module.bias, getattr(module, "running_mean", None)):
+                    if shift is not None:
+                        shift.zero_()
     x = torch.ones(1, *shape, dtype=torch.float64, device=next(net.parameters()).device)
     return _saliency(net, lambda: one_tensor(net(x)).sum())
 

@@ -87,10 +87,7 @@ def shrink(net: nn.Module, example: Tensor | None = None) -> nn.Module:
 
 def _example(net: nn.Module, example: Tensor | None) -> Tensor:
     """Two random inputs, of the example's shape or the one that the network is known to take."""
-    first = next((m for m in net.modules() if isinstance(m, LAYERS)), None)
-    if example is None and not hasattr(net, "input_size") and isinstance(first, nn.Linear):
-        example = torch.zeros(2, first.in_features, dtype=first.weight.dtype, device=first.weight.device)
-    example = example_for(net, example, "shrink must know how large an input is")
+    example = example_for(net, example, "shrink must know how large an input is: pass example=, one input batch")
     if not example.is_floating_point():
         return example
     generator = torch.Generator().manual_seed(0)

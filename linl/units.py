@@ -261,7 +261,8 @@ def linearize(
     notes = [f"{s.name}: cap of ReLU6 dropped" for s in sites if unit == "linlu" and isinstance(s.module, nn.ReLU6)]
     channels: dict = {}
     if per == "channel":
-        known = shapes(traced, example_for(net, example, 'per="channel" must know how many channels there are'))
+        trouble = 'per="channel" must know how many channels there are: pass example=, one input batch'
+        known = shapes(traced, example_for(net, example, trouble))
         channels = {site.name: known[site.node][1] for site in sites}
     refused = [f"{s.name} ({type(s.module).__name__})" for s in sites if unit == "linlu" and not _linlu_can(s.module)]
     if refused:
