@@ -13,8 +13,8 @@
 
 `gradient` and `snip` are one formula. What differs is the network that they are meant for: snip is for the start of
 training, where running statistics mean nothing yet, gradient for a trained network as it is used. SynFlow is taken in
-100 rounds, each of which scores anew (its Algorithm 1), in float64, everything positive, BatchNorm in eval. Weights that
-are pruned already don't count: not in LAMP's sums, nor in any gradient.
+100 rounds, each of which scores anew (its Algorithm 1), in float64, everything positive, BatchNorm in eval. Weights
+that are pruned already don't count: not in LAMP's sums, nor in any gradient.
 """
 
 from __future__ import annotations
