@@ -8,14 +8,17 @@ from linl import (
     components,
     cost,
     data,
+    dead_rates,
     devices,
     folding,
     graph,
     losses,
+    masks,
     merge,
     models,
     notebooks,
     planning,
+    pruning,
     regions,
     results,
     stability,
@@ -30,10 +33,15 @@ from linl.certificates import verify_stability
 from linl.checking import verify
 from linl.compression import compress
 from linl.cost import measure
+from linl.cycles import prune_cycles
+from linl.dead_rates import dead_rate
 from linl.folding import fold
 from linl.guarding import guard
+from linl.masks import harden_masks
 from linl.padding import pad_first
+from linl.pruning import prune
 from linl.shallowing import shallow
+from linl.shrinking import shrink
 from linl.stability import analyse
 from linl.states import Stability
 from linl.units import (
@@ -52,8 +60,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Box", "LiNLU", "PartialLinear", "Stability", "analyse", "bounds", "components", "compress", "cost", "data",
-    "devices", "fold", "foldable", "folding", "fuse_kernels_", "graph", "guard", "harden", "linearize", "losses",
-    "measure", "merge", "models", "nonlinearity", "notebooks", "pad_first", "param_groups", "penalty", "planning",
-    "project_", "regions", "results", "shallow", "stability", "tables", "train", "units", "verify",
-    "verify_stability", "weights",
+    "dead_rate", "dead_rates", "devices", "fold", "foldable", "folding", "fuse_kernels_", "graph", "guard", "harden",
+    "harden_masks", "linearize", "losses", "masks", "measure", "merge", "models", "nonlinearity", "notebooks",
+    "pad_first", "param_groups", "penalty", "planning", "project_", "prune", "prune_cycles", "pruning", "regions",
+    "results", "shallow", "shrink", "stability", "tables", "train", "units", "verify", "verify_stability", "weights",
 ]  # fmt: skip

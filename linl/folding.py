@@ -16,6 +16,7 @@ from linl.checking import difference, error, interior_of, one_tensor, values
 from linl.cost import latencies
 from linl.graph import UntraceableError, evaluating, shapes, trace
 from linl.joining import merged
+from linl.masks import refuse_masks
 from linl.operations import Link
 from linl.planning import OBJECTIVES, Step, layers_in, plan
 from linl.reports import COLUMNS, FoldReport, Place, left_over, row_of, undone
@@ -49,7 +50,7 @@ def fold(
         without linl.
 
     Raises:
-        ValueError: train mode, trainable units, an unknown option, or a network that can't be traced.
+        ValueError: train mode, trainable units, masks, an unknown option, or a network that can't be traced.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"unknown objective {objective!r}: choose from {', '.join(OBJECTIVES)}")
@@ -88,11 +89,12 @@ def _checked_whole(net: nn.Module, folded: fx.GraphModule, example: Tensor, rows
 
 
 def refuse_unfinished(net: nn.Module) -> None:
-    """Train mode and trainable units, by name."""
+    """Train mode, trainable units and masks, by name."""
     training = [name or "the network" for name, module in net.named_modules() if module.training]
     if training:
         raise ValueError(f"{training[0]} is in train mode: call .eval() first, BatchNorm and dropout behave otherwise")
     refuse_units(net)
+    refuse_masks(net)
 
 
 def refuse_units(net: nn.Module) -> None:

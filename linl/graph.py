@@ -154,7 +154,10 @@ def trace(net: nn.Module) -> fx.GraphModule:
     return _carry(net, traced)
 
 
-_CARRIED = ("input_size", "num_classes", "default_cfg", "pretrained_cfg", "linearize_notes", "fold_report")
+_CARRIED = (
+    "input_size", "num_classes", "default_cfg", "pretrained_cfg", "linearize_notes", "fold_report", "prune_report",
+    "shrink_report",
+)  # fmt: skip
 
 
 def _carry(source: nn.Module, target: nn.Module) -> nn.Module:
@@ -165,16 +168,12 @@ def _carry(source: nn.Module, target: nn.Module) -> nn.Module:
 
 
 def clone(net: nn.Module) -> nn.Module:
-    """A deep copy that keeps what linl noted on a traced network (torch.fx drops such attributes)."""
-    try:
-        return _carry(net, copy.deepcopy(net))
-    except RuntimeError as error:
-        if "graph leaves" not in str(error):
-            raise
-        raise ValueError(
-            f"{type(net).__name__} can't be copied: some weight is computed from others (torch.nn.utils.prune, "
-            "weight_norm). Make it a parameter first: prune.remove(module, name), remove_weight_norm(module)."
-        ) from error
+    """A deep copy that keeps what linl noted on a traced network (torch.fx drops such attributes).
+
+    Weights that a hook computes anew before every pass (torch.nn.utils.prune, weight_norm) are copied by value.
+    """
+    held = [v for module in net.modules() for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf]
+    return _carry(net, copy.deepcopy(net, {id(v): v.detach().clone() for v in held}))
 
 
 @contextlib.contextmanager
@@ -380,6 +379,24 @@ def replace_activations(traced: fx.GraphModule, sites: list[Site], units: list[n
 
 
 # --- shapes ----------------------------------------------------------------------------------------
+
+
+def example_for(net: nn.Module, example: Tensor | None, trouble: str) -> Tensor:
+    """The example given, or two inputs of zeros of the size that the network names, or that its first layer reads.
+
+    Raises:
+        ValueError: `trouble`, where neither is known.
+    """
+    if example is not None:
+        return example
+    size = getattr(net, "input_size", None) or getattr(net, "default_cfg", {}).get("input_size")
+    first = next((module for module in net.modules() if module._parameters), None)
+    if size is None and isinstance(first, nn.Linear):
+        size = (first.in_features,)
+    if size is None:
+        raise ValueError(trouble)
+    parameter = next(net.parameters())
+    return torch.zeros(2, *size, device=parameter.device, dtype=parameter.dtype)
 
 
 def shapes(traced: fx.GraphModule, example: Tensor) -> dict[fx.Node, torch.Size]:

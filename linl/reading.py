@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from linl import affine
 from linl.affine import Affine, CannotMerge
 from linl.graph import activation_sites, clone, input_of, shapes, trace, works_in_place
+from linl.masks import refuse_masks
 from linl.merge import merge
 from linl.operations import Reader, attribute
 from linl.pieces import pieces_of
@@ -34,7 +35,7 @@ def program(net: nn.Module, shape: torch.Size) -> Program:
         shape: of one input.
 
     Raises:
-        ValueError: train mode, weights or values that aren't finite, an input shape that the network can't take.
+        ValueError: train mode, masks, weights or values that aren't finite, an input shape that the network can't take.
         NoBoundRule: an operation or activation that no bound is known for, by name; or a forward that does more than
             its traced graph shows.
         UntraceableError: as `linl.graph.trace`.
@@ -42,6 +43,7 @@ def program(net: nn.Module, shape: torch.Size) -> Program:
     training = [name or "the network" for name, module in net.named_modules() if module.training]
     if training:
         raise ValueError(f"{training[0]} is in train mode: call .eval() first, BatchNorm and dropout behave otherwise")
+    refuse_masks(net)
     bad = [name for name, t in net.state_dict().items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise ValueError(f"{bad[0]} holds values that are no finite numbers: no bound can follow from them")

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class History:
     Attributes:
         metrics: a row an epoch: epoch, train_loss, train_accuracy, validation_loss,
             validation_accuracy (shares of 1; nan without a validation split), lr, seconds,
-            images_per_second.
+            images_per_second, and what `watch` gave.
         units: a row a unit and epoch, from before the first on: epoch and `nonlinearity`'s columns.
         resumed_from: finished epochs found in a checkpoint.
         precision, device: what was used.
@@ -82,6 +82,7 @@ def fit(
     precision: str = "auto",
     fused_units: bool = False,
     verbose: bool = True,
+    watch: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> History:
     """Trains a network in place (units, where it has any, by their own group and projection).
 
@@ -96,6 +97,7 @@ def fit(
         precision: "auto", "bf16" or "fp32".
         fused_units: compiled unit kernels (a few seconds once; needs a compiler).
         verbose: one line an epoch.
+        watch: called with the network after every epoch; the numbers that it gives are columns of `metrics`.
 
     Raises:
         ValueError: settings that can't be used, or a checkpoint of another training in the folder.
@@ -134,6 +136,7 @@ def fit(
             torch.manual_seed(mixed_seed(seed, epoch))
             row = _one_epoch(net, data, settings, optimizer, peaks, epoch, steps, seed, where, precision)
             row |= _validate(net, data, settings.batch_size, where, precision, settings.loss)
+            row |= watch(net) if watch else {}
             state.epoch = epoch + 1
             state.metrics.append(row)
             state.units += _unit_rows(net, epoch + 1)
@@ -360,13 +363,17 @@ def _finished(folder: Path | None, net: nn.Module, identity: dict) -> History | 
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:
         raise ValueError(f"{path} can't be read ({_first_line(error)}): delete it to start anew") from error
-    _refuse_other(path, training, identity)
-    _load_state(path, net, state)
+    refuse_other(path, training, identity)
+    load_state(path, net, state)
     units = pd.read_csv(folder / "units.csv") if (folder / "units.csv").is_file() else pd.DataFrame()
     return History(pd.read_csv(folder / "metrics.csv"), units, identity["epochs"])
 
 
-def _refuse_other(path: Path, saved: dict, identity: dict) -> None:
+def refuse_other(path: Path, saved: dict, identity: dict) -> None:
+    """
+    Raises:
+        ValueError: a file whose identity is another than this one.
+    """
     differ = sorted(key for key in identity if saved.get(key) != identity[key])
     if differ:
         raise ValueError(
@@ -375,7 +382,12 @@ def _refuse_other(path: Path, saved: dict, identity: dict) -> None:
         )
 
 
-def _load_state(path: Path, net: nn.Module, state: dict) -> None:
+def load_state(path: Path, net: nn.Module, state: dict) -> None:
+    """Loads a state_dict.
+
+    Raises:
+        ValueError: it is of another network.
+    """
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
@@ -385,17 +397,27 @@ def _load_state(path: Path, net: nn.Module, state: dict) -> None:
         ) from error
 
 
-def _resume(folder: Path | None, net, optimizer, identity: dict) -> _State | None:
-    path = folder / "checkpoint.pt" if folder else None
-    if path is None or not path.is_file():
-        return None
+def read_checkpoint(path: Path, identity: dict) -> dict:
+    """What a checkpoint file holds.
+
+    Raises:
+        ValueError: it can't be read, or its own "identity" is another than this one.
+    """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
             f"the checkpoint {path} can't be read ({_first_line(error)}): delete it to start anew"
         ) from error
-    _refuse_other(path, saved["identity"], identity)
-    _load_state(path, net, saved["net"])
+    refuse_other(path, saved["identity"], identity)
+    return saved
+
+
+def _resume(folder: Path | None, net, optimizer, identity: dict) -> _State | None:
+    path = folder / "checkpoint.pt" if folder else None
+    if path is None or not path.is_file():
+        return None
+    saved = read_checkpoint(path, identity)
+    load_state(path, net, saved["net"])
     optimizer.load_state_dict(saved["optimizer"])
     return _State(saved["epoch"], saved["metrics"], saved["units"])

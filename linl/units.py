@@ -11,14 +11,13 @@ Around a ReLU the two span one family: LiNLU_p = p · PartialLinear with α = 2 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from linl.graph import activation_sites, clone, replace_activations, shapes, trace
+from linl.graph import activation_sites, clone, example_for, replace_activations, shapes, trace
 from linl.kernels import two_slope
 
 
@@ -262,7 +261,8 @@ def linearize(
     notes = [f"{s.name}: cap of ReLU6 dropped" for s in sites if unit == "linlu" and isinstance(s.module, nn.ReLU6)]
     channels: dict = {}
     if per == "channel":
-        known = shapes(traced, _example_for(net, example))
+        trouble = 'per="channel" must know how many channels there are: pass example=, one input batch'
+        known = shapes(traced, example_for(net, example, trouble))
         channels = {site.name: known[site.node][1] for site in sites}
     refused = [f"{s.name} ({type(s.module).__name__})" for s in sites if unit == "linlu" and not _linlu_can(s.module)]
     if refused:
@@ -409,16 +409,6 @@ def _out_of_place(activation: nn.Module) -> nn.Module:
     if getattr(activation, "inplace", False):
         activation.inplace = False
     return activation
-
-
-def _example_for(net: nn.Module, example: Tensor | None) -> Tensor:
-    if example is not None:
-        return example
-    size: Iterable[int] | None = getattr(net, "input_size", None) or getattr(net, "default_cfg", {}).get("input_size")
-    if size is None:
-        raise ValueError('per="channel" must know how many channels there are: pass example=, one input batch')
-    parameter = next(net.parameters())
-    return torch.zeros(2, *size, device=parameter.device, dtype=parameter.dtype)
 
 
 def _describe(name: str, value: Tensor) -> str:
