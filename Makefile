@@ -56,7 +56,7 @@ $(READY): requirements.lock pyproject.toml
 	@echo "installing the pinned packages into $(VENV) (once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
 	@if $(BIN)/python -m uv --version >/dev/null 2>&1; then \
-	  VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/python -m uv pip install --quiet --require-hashes -r requirements.lock \
+	  VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/python -m uv pip install --quiet --compile-bytecode --require-hashes -r requirements.lock \
 	  && VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/python -m uv pip install --quiet --no-deps --no-build-isolation -e . ; \
 	else \
 	  $(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock \

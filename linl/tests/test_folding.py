@@ -50,7 +50,7 @@ def test_our_networks_fold_exactly(name):
     hard = hardened(net, {0, count // 2, count - 1})
     side = 16 if name in ("mobilenetv2", "efficientnet_lite0") else 32  # depthwise float64 is slow
     x = torch.randn(2, 3, side, side, dtype=D)
-    small = linl.fold(hard, x)
+    small = linl.fold(hard, x, objective="depth")
     same(hard, small, x)
     assert not [m for m in small.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert not [m for m in small.modules() if isinstance(m, nn.Dropout | nn.Identity)]
