@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import numbers
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,8 +70,9 @@ def prune_cycles(
     Args:
         net: left alone.
         train: called as train(net), trains in place. Where it has parameters of these names it is given `cycle` (from
-            0), `seed` (of this training) and `folder` (a path of this training's own for checkpoints, or None). A
-            number, a mapping of numbers or a `linl.train.History` that it returns goes into the table.
+            0), `seed` (of this training) and `folder` (a path of this training's own for checkpoints, removed when the
+            cycle is saved, or None). A number, a mapping of numbers or a `linl.train.History` that it returns goes into
+            the table.
         score, rate, ap, activate, batch, loss: as in `linl.prune`; the rate is of what is live in each cycle.
         cycles: how often it is pruned; it is trained once more than that.
         rewind: before every training after the first, the weights that are left, biases, norms and running statistics
@@ -82,8 +84,9 @@ def prune_cycles(
             reading: which is which is told by no text that we could read in full.
         images: for the dead-neuron rates of every cycle, as in `linl.dead_rate`, but not an iterator.
         seed: of what is random in the scores, and of the trainings.
-        folder: for `checkpoint.pt`, after every cycle, and `cycles.csv`. A run that was killed goes on after its last
-            finished cycle, and with a training that is deterministic ends with the same masks.
+        folder: for `cycles.pt`, the state after the newest finished cycle, and `cycles.csv`. A run that was killed goes
+            on from there, as does one that is given more cycles; with a training that is deterministic it ends with
+            the same masks.
 
     Raises:
         ValueError: as `linl.prune`; an unknown rewind or variant, "late" without `early`, cycles below 1, or a folder
@@ -144,6 +147,7 @@ class _Run:
         start: its weights before its last training.
         target: the weights that it is rewound to.
         rows, curve: of the report.
+        handed_out: trainings' folders that nothing needs once the cycle is saved.
     """
 
     def __init__(self, net: nn.Module, train: Callable, folder: Path | None, seed: int) -> None:
@@ -152,6 +156,7 @@ class _Run:
         self.target: dict[str, Tensor] | None = None
         self.rows: list[dict] = []
         self.curve: list[dict] = []
+        self.handed_out: list[Path] = []
 
     def train_(self, cycle: int, stage: str) -> dict:
         """One training; the numbers that it returned."""
@@ -170,6 +175,7 @@ class _Run:
     def call(self, function: Callable, cycle: int, stage: str) -> object:
         """Calls a training function with as much as it wants to know."""
         folder = self.folder / f"cycle-{cycle:02d}-{stage}" if self.folder else None
+        self.handed_out += [folder] if folder else []
         offered = {"cycle": cycle, "seed": mixed_seed(self.seed, cycle, stage == "between"), "folder": folder}
         try:
             wanted = inspect.signature(function).parameters
@@ -191,14 +197,16 @@ class _Run:
             return
         state = {"net": self.net.state_dict(), "start": self.start, "target": self.target, "rows": self.rows,
                  "curve": self.curve, "identity": identity}  # fmt: skip
-        with atomic(self.folder / "checkpoint.pt") as part:
+        with atomic(self.folder / "cycles.pt") as part:
             torch.save(state, part)
         with atomic(self.folder / "cycles.csv") as part:
             pd.DataFrame(self.rows).to_csv(part, index=False)
+        while self.handed_out:
+            shutil.rmtree(self.handed_out.pop(), ignore_errors=True)
 
     def resume(self, identity: dict) -> int:
         """Goes on from a checkpoint where there is one; how many trainings are done."""
-        path = self.folder / "checkpoint.pt" if self.folder else None
+        path = self.folder / "cycles.pt" if self.folder else None
         if path is None or not path.is_file():
             return 0
         saved = read_checkpoint(path, identity)

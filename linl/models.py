@@ -298,6 +298,22 @@ def _efficientnet_lite(name):
     return make
 
 
+def _vit_tiny(size, classes, width, patch=None):
+    """timm's ViT-Tiny (Touvron et al., 2021) with ReLU for GELU, so that units can be dead; 3 heads.
+
+    Patches of 16 pixels as published; on images below 128 pixels 8 × 8 of them.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    patch = patch or (16 if size[-1] >= 128 else max(1, size[-1] // 8))
+    if size[-1] != size[-2] or size[-1] % patch:
+        raise InputSizeError(f"vit_tiny: images of {size[-2]}×{size[-1]} pixels don't divide into patches of {patch}")
+    return VisionTransformer(
+        img_size=size[-1], patch_size=patch, in_chans=size[0], num_classes=classes, embed_dim=3 * _scaled(64, width),
+        depth=12, num_heads=3, act_layer=nn.ReLU,
+    )  # fmt: skip
+
+
 def _first_channels(net: nn.Module, path: str, channels: int) -> nn.Module:
     first = net.get_submodule(path)
     if first.in_channels != channels:
@@ -320,6 +336,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mobilenetv2": _mobilenetv2,
     **{name: _efficientnet_lite(name) for name in _LITE},
     "autoencoder": _autoencoder,
+    "vit_tiny": _vit_tiny,
 }
 
 
@@ -387,7 +404,8 @@ def create(
             (.safetensors, .pt, .pth, .th) for this layout; or, for mobilenetv2, an archive of TensorFlow's
             weights (.npz, see `linl.weights`), in whose layout it is built, with a head of its classes.
         options: of the network: mlp(hidden, norm, dropout), alexnet/vgg/mobilenetv2/efficientnet_lite
-            (dropout), resnet18(stem="linlnet" | "cifar" | "imagenet", shortcut), resnet20-56(shortcut).
+            (dropout), resnet18(stem="linlnet" | "cifar" | "imagenet", shortcut), resnet20-56(shortcut),
+            vit_tiny(patch).
 
     Returns: an `nn.Module` in train mode, with `.input_size` and `.num_classes`.
 

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 
 from linl.losses import ADVERSARIES, LOSSES
 
+SCHEDULES = ("step", "onecycle", "milestones", "constant")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -18,7 +20,8 @@ class Recipe:
         weight_decay, unit_weight_decay: likewise.
         momentum: of SGD.
         schedule: "step" (times `gamma` every `decay_every` epochs), "onecycle" (linear up for the share
-            `warmup` of all steps, cosine down to zero) or "constant".
+            `warmup` of all steps, cosine down to zero), "milestones" (linear up likewise, and times `gamma` from each
+            of `milestones` on, epochs counted from 0) or "constant".
         penalty: λ of Layer Folding's penalty; 0 for LiNLNet.
         init: weights before training, as `linl.models.INITS`.
         loss: "cross_entropy", or "reconstruction" (mean squared error of the image itself, for autoencoders).
@@ -41,6 +44,7 @@ class Recipe:
     decay_every: int = 140
     gamma: float = 0.1
     warmup: float = 0.3
+    milestones: tuple[int, ...] = ()
     penalty: float = 0.0
     init: str = "default"
     loss: str = "cross_entropy"
@@ -54,9 +58,9 @@ class Recipe:
 
     def identity(self) -> dict:
         """What tells one training from another; settings that came later count only where they are used."""
-        values = asdict(self)
+        values = asdict(self) | {"milestones": list(self.milestones)}
         used = {"loss": self.loss != "cross_entropy", "l1": self.l1, "adversary": self.adversary != "none",
-                "stability": self.stability}  # fmt: skip
+                "stability": self.stability, "milestones": self.milestones}  # fmt: skip
         unused = [name for name, on in used.items() if not on]
         unused += ["eps", "attack_step", "attack_steps"] if not used["adversary"] else []
         unused += ["stability_eps"] if not used["stability"] else []
@@ -70,6 +74,9 @@ class Recipe:
             return self.gamma ** (step // (self.decay_every * steps_per_epoch))
         total = self.epochs * steps_per_epoch
         rise = max(1, round(self.warmup * total))
+        if self.schedule == "milestones":
+            passed = sum(step >= epoch * steps_per_epoch for epoch in self.milestones)
+            return self.gamma**passed if passed else min(1.0, (step + 1) / rise)
         if step < rise:
             return (step + 1) / rise
         return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
@@ -102,6 +109,11 @@ RECIPES: dict[str, Recipe] = {
     # ours, for a few epochs: units and ReLUs by one schedule; no decay, which would pull at p and at stability
     "linear-stable": Recipe(epochs=10, batch_size=256, lr=5e-2, unit_lr=5e-3, weight_decay=0.0, unit_weight_decay=0.0, schedule="onecycle", init="kaiming"),  # noqa: E501
     "linear-stable-digits": Recipe(epochs=12, batch_size=32, lr=3e-2, unit_lr=3e-3, weight_decay=0.0, unit_weight_decay=0.0, schedule="onecycle", init="kaiming"),  # noqa: E501
+    # Liu et al.'s code, of one cycle of pruning: up over 20,000 steps of 782 an epoch, cut short at epoch 25
+    "ap": Recipe(epochs=50, batch_size=64, lr=0.1, schedule="milestones", warmup=20_000 / (50 * 782), milestones=(25, 32)),  # noqa: E501
+    # ours, for a cycle of few epochs
+    "prune-short": Recipe(epochs=2, batch_size=256, lr=1e-1, weight_decay=0.0, schedule="onecycle", init="kaiming"),
+    "prune-digits": Recipe(epochs=8, batch_size=32, lr=5e-2, weight_decay=0.0, schedule="onecycle", init="kaiming"),
 }  # fmt: skip
 """Named settings. LiNLNet's are the published code's; the short ones are ours and say so in tables."""
 
@@ -126,8 +138,8 @@ def recipe(name: str, epochs: int | None = None, **changes) -> Recipe:
         raise ValueError(f"epochs = {made.epochs}: must be at least 1")
     if made.batch_size < 1:
         raise ValueError(f"batch_size = {made.batch_size}: must be at least 1")
-    if made.schedule not in ("step", "onecycle", "constant"):
-        raise ValueError(f'schedule = {made.schedule!r}: choose "step", "onecycle" or "constant"')
+    if made.schedule not in SCHEDULES:
+        raise ValueError(f"schedule = {made.schedule!r}: choose from {', '.join(SCHEDULES)}")
     for setting, known in (("loss", LOSSES), ("adversary", ("none", *ADVERSARIES))):
         if getattr(made, setting) not in known:
             raise ValueError(f"{setting} = {getattr(made, setting)!r}: choose from {', '.join(known)}")

@@ -221,7 +221,8 @@ def test_with_fit_the_curve_is_every_epochs(tmp_path):
     report = linl.prune_cycles(net, trained, cycles=1, images=images, folder=tmp_path)
     assert report.curve[["cycle", "epoch"]].to_numpy().tolist() == [[0, 1], [1, 1]]
     assert report.curve["dynamic"].tolist() == report.table["dynamic"].tolist()
-    assert "dynamic" in (tmp_path / "cycle-01-after" / "metrics.csv").read_text().splitlines()[0]
+    assert "dynamic" in (tmp_path / "cycles.csv").read_text().splitlines()[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cycles.csv", "cycles.pt"], "trainings' folders are gone"
     assert report.table["train_loss"].notna().all()
     for name, layer in prunable(linl.harden_masks(report.net)).items():
         assert not raw_weight(layer)[~masks_of(report.net)[name]].any()

@@ -29,6 +29,7 @@ def parameters(net):
         ("resnet56", 32, 10, 853_018),  # 0.85 M
         ("mobilenetv2", 224, 1000, 3_504_872),  # torchvision's
         ("efficientnet_lite0", 224, 1000, 4_652_008),  # timm's
+        ("vit_tiny", 224, 1000, 5_717_416),  # timm's vit_tiny_patch16_224
     ],
 )
 def test_parameter_counts(name, size, classes, count):
@@ -45,7 +46,8 @@ def test_what_merging_the_last_hidden_layer_saves_is_the_papers_27_percent():
 @pytest.mark.parametrize(
     ("name", "count"),
     [("mlp", 4), ("alexnet", 7), ("vgg16", 15), ("vgg19", 18), ("resnet18", 17), ("resnet20", 19), ("resnet32", 31),
-     ("resnet44", 43), ("resnet56", 55), ("mobilenetv2", 35), ("efficientnet_lite0", 33), ("efficientnet_lite4", 61)],
+     ("resnet44", 43), ("resnet56", 55), ("mobilenetv2", 35), ("efficientnet_lite0", 33), ("efficientnet_lite4", 61),
+     ("vit_tiny", 12)],
 )  # fmt: skip
 def test_activations_and_a_forward_pass(name, count):
     net = create(name, num_classes=7, width=0.25)

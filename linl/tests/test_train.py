@@ -53,6 +53,15 @@ def test_one_cycle_rises_and_falls_to_zero():
     assert factors == sorted(factors[:60]) + sorted(factors[60:], reverse=True)
 
 
+def test_the_schedule_of_activating_while_pruning():
+    """As its code: 0.1·i/20000 up to epoch 25, 0.01 up to 32, then 0.001; 782 steps an epoch."""
+    ap = recipe("ap")
+    steps = {0: 0.1 / 20_000, 9_999: 0.05, 25 * 782 - 1: 0.1 * 19_550 / 20_000, 25 * 782: 0.01, 32 * 782 - 1: 0.01}
+    steps |= {32 * 782: 0.001, 50 * 782 - 1: 0.001}
+    assert [ap.lr * ap.factor(step, 782) for step in steps] == pytest.approx(list(steps.values()))
+    assert "milestones" not in recipe("linlnet").identity() and ap.identity()["milestones"] == [25, 32]
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
