@@ -121,6 +121,12 @@ def newest(done: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     return ordered.drop_duplicates(list(by), keep="last") if by else ordered.tail(1)
 
 
+def unfolded(group: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows that each run of a setting keeps in one column, as one frame; a column `seed` says whose they are."""
+    pairs = zip(group[column], group["seed"], strict=True)
+    return pd.concat([pd.DataFrame(rows).assign(seed=seed) for rows, seed in pairs], ignore_index=True)
+
+
 # --- words -----------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,13 @@ MADE = {
                     "regions_shallow.png"],
         "region_paths": ["region_paths.csv", "region_paths.md", "region_paths.png"],
     },
+    "pruning": {
+        "activating_pruning": [
+            "activating_pruning.csv", "activating_pruning.md", "activating_pruning.png", "activating_pruning_step.csv",
+            "activating_pruning_step.md", "activating_pruning_smaller.csv", "activating_pruning_smaller.md",
+            "activating_pruning-mnist-mlp.png",
+        ],
+    },
     "benchmarks": {
         "bounds_speed": ["bounds_speed.csv", "bounds_speed.md"],
         "benchmarks": ["benchmark-units.csv", "benchmark-units.md"],
