@@ -180,7 +180,7 @@ def test_outside_of_a_notebook_nothing_runs_inside(tmp_path):
 
 def a_few_records(*experiments):
     """Records that never were, a setting with two seeds of each experiment: like one that is committed."""
-    like = {"mobile_blocks": "mobilenetv2-*", "stability": "mlp-*"}  # of which there are pictures
+    like = {"mobile_blocks": "mobilenetv2-*", "stability": "mlp-*", "activating_pruning": "mlp-*"}  # of which there are pictures
     for experiment in experiments:
         committed = results.PROJECT / "results" / "records" / experiment
         first = min(committed.glob(f"{like.get(experiment, '*')}/*/result.json")).parent
