@@ -180,10 +180,10 @@ def test_outside_of_a_notebook_nothing_runs_inside(tmp_path):
 
 def a_few_records(*experiments):
     """Records that never were, a setting with two seeds of each experiment: like one that is committed."""
-    like = {"mobile_blocks": "mobilenetv2-*", "stability": "mlp-*", "activating_pruning": "mlp-*"}  # of which there are pictures
+    pictured = {"mobile_blocks": "mobilenetv2-*", "stability": "mlp-*", "activating_pruning": "mlp-*"}
     for experiment in experiments:
         committed = results.PROJECT / "results" / "records" / experiment
-        first = min(committed.glob(f"{like.get(experiment, '*')}/*/result.json")).parent
+        first = min(committed.glob(f"{pictured.get(experiment, '*')}/*/result.json")).parent
         for seed in (0, 1):
             made = results.results_folder() / "records" / experiment / "a-key" / f"s{seed}"
             shutil.copytree(first, made)
