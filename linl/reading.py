@@ -217,29 +217,40 @@ class _Reading:
         return MaxPool((self._source(input_of(node)),), -1, str(node.target), module)
 
     def _sum(self, node: fx.Node) -> Sum | None:
-        if node.target not in _SUMS or node.kwargs.get("alpha", 1) != 1 or len(node.args) < 2:
+        if node.target not in _SUMS or len(node.args) < 2:
             return None
-        a, b = node.args[:2]
-        sign = -1 if node.target in _DIFFERENCES else 1
-        if not isinstance(a, fx.Node) or (isinstance(b, fx.Node) and b.op != "get_attr" and a.op == "get_attr"):
-            a, b, sign = (b, a, sign) if sign == 1 else (None, None, sign)
-        if not isinstance(a, fx.Node) or a not in self.values:
+        (a, b), factor = node.args[:2], node.kwargs.get("alpha", 1) if len(node.args) == 2 else node.args[2]
+        signs = [1, -factor if node.target in _DIFFERENCES else factor]
+        if node.target is torch.rsub:
+            signs = [-factor, 1]
+        moves = [isinstance(part, fx.Node) and part.op != "get_attr" for part in (a, b)]
+        if not any(moves) or any(
+            moving and part not in self.values for moving, part in zip(moves, (a, b), strict=True)
+        ):
             raise NoBoundRule(
                 f"no bound is known for {self._told(node)} of something that isn't computed from the input"
             )
-        name = node.name
-        if isinstance(b, fx.Node) and b.op != "get_attr":
+        if any(moving and sign not in (1, -1) for moving, sign in zip(moves, signs, strict=True)):
+            raise NoBoundRule(f"no bound is known for {self._told(node)} with alpha = {factor}: multiply before it")
+        if all(moves):
             if self.known[a] != self.known[b]:
                 raise NoBoundRule("no bound is known for an addition of different shapes")
-            return Sum((self._source(a), self._source(b)), -1, name, (1, sign))
-        value = attribute(self.traced, b.target) if isinstance(b, fx.Node) else torch.tensor(float(b))
-        if self.known[a] != self.known[node]:
+            order = (a, b) if signs[0] == 1 else (b, a)
+            return Sum(tuple(map(self._source, order)), -1, node.name, tuple(sorted(signs, reverse=True)))
+        moving, fixed = (a, b) if moves[0] else (b, a)
+        sign, times = signs if moves[0] else signs[::-1]
+        return Sum((self._source(moving),), -1, node.name, (sign,), times * self._constant(node, moving, fixed))
+
+    def _constant(self, node: fx.Node, moving: fx.Node, fixed: fx.Node | float) -> Tensor:
+        """What is added to a value, in its shape."""
+        value = attribute(self.traced, fixed.target) if isinstance(fixed, fx.Node) else torch.tensor(float(fixed))
+        if self.known[moving] != self.known[node]:
             raise NoBoundRule("no bound is known for an addition that spreads a value over more positions")
-        constant = sign * affine.wide(value.detach()).cpu()
+        constant = affine.wide(value.detach()).cpu()
         constant = constant[0] if constant.ndim == len(self.known[node]) and constant.shape[0] == 1 else constant
         if constant.ndim > len(self.known[node]) - 1:
             raise NoBoundRule("no bound is known for an addition of a constant that differs by example")
-        return Sum((self._source(a),), -1, name, (1,), constant.broadcast_to(self.known[node][1:]))
+        return constant.broadcast_to(self.known[node][1:])
 
     def _reshape(self, node: fx.Node) -> Reshape | None:
         module, views = called(self.traced, node), (torch.flatten, torch.reshape, "view", "reshape", "flatten")
@@ -260,4 +271,4 @@ def _detached(bias: Tensor | None) -> Tensor | None:
 
 
 _DIFFERENCES = {operator.sub, torch.sub, "sub", "sub_", operator.isub}
-_SUMS = {operator.add, torch.add, operator.iadd, "add", "add_"} | _DIFFERENCES
+_SUMS = {operator.add, torch.add, operator.iadd, "add", "add_", torch.rsub} | _DIFFERENCES

@@ -298,6 +298,43 @@ def test_a_graph_that_is_not_the_network_is_refused():
         program(huge, (4,))
 
 
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda net, x: 1 - x,
+        lambda net, x: net.held - x,
+        lambda net, x: torch.rsub(x, 0.5),
+        lambda net, x: torch.add(x, net.held, alpha=0.3),
+        lambda net, x: torch.sub(x, net.held, alpha=-2),
+        lambda net, x: torch.sub(x.relu(), x, alpha=-1),
+        lambda net, x: torch.rsub(x, (x - 0.1).relu()),
+        lambda net, x: x.sub(0.25, alpha=2).relu() - x,
+    ],
+)  # fmt: skip
+def test_sums_the_other_way_round_and_with_factors(combine):
+    """Read (which is compared with the network), bounded soundly, settled as enumeration says, compressed equal."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(3, 6), Wired(combine), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    net[1].register_buffer("held", torch.rand(6))
+    net, box = net.double().eval(), Box.unit((3,))
+    state = linl.analyse(net, box)
+    assert state.decided
+    points = torch.cat([box.sample(20_000), box.corners(8)])
+    with torch.no_grad():
+        inner = combine(net[1], net[0](points))
+        assert linl.verify(net, linl.compress(net, state), points).equal
+    on, off = (inner > 0).any(0), (inner < 0).any(0)
+    codes = state.codes[-2]
+    assert not (on & (codes == 0)).any() and not (off & (codes == 1)).any(), "a claim that a sample contradicts"
+    assert linl.verify_stability(net, state)
+
+
+def test_a_factor_on_a_value_that_moves_is_refused():
+    net = nn.Sequential(nn.Linear(4, 4), Wired(lambda net, x: torch.add(x, x.relu(), alpha=2))).eval()
+    with pytest.raises(NoBoundRule, match="alpha = 2: multiply before it"):
+        program(net, (4,))
+
+
 def test_additions_and_views_that_move_numbers_about_are_refused():
     spread = nn.Sequential(nn.Conv1d(4, 4, 1), Wired(lambda net, x: x + torch.ones(4, 5)), nn.Flatten()).eval()
     with pytest.raises(NoBoundRule, match="spreads"):
