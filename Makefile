@@ -12,7 +12,7 @@ READY   := $(VENV)/.ready
 # torch and BLAS decide on threads by themselves; Snakemake gives each run its share
 export PYTHONUNBUFFERED := 1
 
-.PHONY: study test lab tables record benchmark lint format lock clean help
+.PHONY: study test lab status tables record benchmark lint format lock clean help
 
 study: $(READY)
 	@$(BIN)/python -m linl.study run $(PROFILE)
@@ -22,6 +22,9 @@ test: $(READY)
 
 lab: $(READY)
 	@$(BIN)/jupyter lab notebooks
+
+status: $(READY)  ## what of PROFILE is done, running, failed or waiting, and the time left
+	@$(BIN)/python -m linl.progress $(PROFILE)
 
 record: $(READY)  ## copy the finished runs of PROFILE to results/records/
 	@$(BIN)/python -m linl.study record $(PROFILE)

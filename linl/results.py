@@ -26,6 +26,7 @@ from typing import Any
 import pandas as pd
 
 from linl.data import PROJECT
+from linl.locks import Held, hold, release
 from linl.train import atomic
 
 NOT_IN_KEY = frozenset({"seed", "device", "threads", "overwrite", "results_dir", "data_dir"})
@@ -35,8 +36,16 @@ _NOT_RECORDED = frozenset({"results_dir", "data_dir", "overwrite"})
 RECORDED_FILES = ("params.json", "metrics.csv", "units.csv", "result.json")
 
 
+LOCK = ".lock"
+"""In the folder of a run that someone is at work on."""
+
+
 class ParameterError(ValueError):
     """A notebook parameter that is unknown or of the wrong kind."""
+
+
+class Busy(RuntimeError):  # noqa: N818 - an answer, not a fault
+    """Another process is at work on a run."""
 
 
 # --- parameters ------------------------------------------------------------------------------------
@@ -166,22 +175,32 @@ class Run:
             part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         for checkpoint in self.folder.rglob("checkpoint.pt"):
             checkpoint.unlink()
+        release(self.folder / LOCK)
         return record
 
 
 def begin(experiment: str, params: dict[str, Any]) -> Run:
-    """Opens a run; nothing is computed yet.
+    """Opens a run; nothing is computed yet. Until it is finished, or this process ends, nobody else can open it.
 
     Args:
         experiment: the notebook's name.
         params: as `parameters` returns them.
 
     Raises:
+        Busy: another process is at work on it.
         OSError: the folder can't be written.
     """
     folder = run_folder(experiment, params)
-    if params.get("overwrite") and folder.exists():
-        shutil.rmtree(folder)
+    overwrite = params.get("overwrite") and folder.exists()
+    if overwrite or not (folder / "result.json").is_file():  # a finished run is only shown
+        try:
+            hold(folder / LOCK)
+        except Held as who:
+            raise Busy(f"{who}: wait until it is done, or stop it (an open notebook: shut down its kernel)") from None
+    if overwrite:
+        for path in folder.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     with atomic(folder / "params.json") as part:
         part.write_text(json.dumps(without_paths(params), indent=1) + "\n")
     return Run(experiment, params, folder)

@@ -387,6 +387,9 @@ class _Funnel:
                 self.state.notes.append(
                     f"{op.name} {unit}: the solver said {answer.status!r} after {answer.seconds:.1f} s"
                 )
+            elif self.state.codes[op.site][unit] == UNDECIDED:
+                why = "it may cross its bend, by less than the solver's tolerance, but no point does"
+                self.state.notes.append(f"{op.name} {unit}: {why}")
 
     def _believe(self, op: Bend, walk: Pass, unit: int, bend: float, up: bool, proof: str) -> None:
         walk.ranges[op.sources[0]] = _cut(walk.ranges[op.sources[0]], unit, up, bend)

@@ -12,12 +12,10 @@ a profile is said before the first run starts.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ import pandas as pd
 import yaml
 
 from linl.data import PROJECT
+from linl.locks import Held, only_one
 from linl.notebooks import notebook_defaults
 from linl.results import ParameterError, record, results_folder, run_folder
 from linl.train import atomic
@@ -189,24 +188,6 @@ def check_kernel() -> None:
         ) from None
 
 
-@contextlib.contextmanager
-def only_one(path: Path) -> Iterator[None]:
-    """A lock that dies with its process, so that two sweeps never share a folder.
-
-    Raises:
-        ParameterError: another process holds it.
-    """
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ParameterError(f"another study is running on {path.parent}: wait for it, or stop it") from None
-        yield
-
-
 def run(profile: str, cores: int | None = None) -> int:
     """Carries out what is missing of a profile and shows its table. Returns the exit status."""
     wanted = jobs(profile)
@@ -219,8 +200,11 @@ def run(profile: str, cores: int | None = None) -> int:
         shown.unlink(missing_ok=True)  # tables of what the profile was before
         cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         print(f"profile {profile}: {len(wanted) - len(missing)} of {len(wanted)} runs done, {cores} cores", flush=True)
-        with only_one(results_folder() / ".lock"):
-            status = subprocess.run(snakemake_command(profile, cores), check=False).returncode
+        try:
+            with only_one(results_folder() / ".lock"):
+                status = subprocess.run(snakemake_command(profile, cores), check=False).returncode
+        except Held as who:
+            raise ParameterError(f"another study is running, {who}: wait for it, or stop it") from None
         if status or not all(job.done for job in wanted):
             _tell_failures(wanted)
             return status or 1

@@ -79,10 +79,12 @@ ORDER = [
     "cycles",
     "channels",
     "shrinking",
+    "locks",
     "results",
     "tables",
     "notebooks",
     "study",
+    "progress",
 ]
 """DESIGN's list, the files of this repository: each may import only from those before it."""
 

@@ -269,6 +269,18 @@ if __name__ == "__main__":  # python -m linl.tests.test_stability 200
     print(f"{count} networks, every unit decided as enumeration decides it: {counts}")
 
 
+def test_what_no_solver_can_tell_is_undecided_and_says_why():
+    """−x + (1 − 1e-12)·x − y/10 is never above 0, by less than floats can show: no claim either way, and a reason."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1), nn.ReLU(), nn.Linear(1, 1)).double().eval()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0, 0], [1, 0], [0, 1]]))
+        net[2].weight.copy_(torch.tensor([[-1.0, 1 - 1e-12, -0.1]]))
+        net[0].bias.zero_(), net[2].bias.zero_()
+    state = linl.analyse(net, Box.unit((2,)))
+    assert state.codes[1].tolist() in ([UNDECIDED], [0])
+    assert state.decided or "less than the solver's tolerance" in state.notes[0]
+
+
 def test_a_unit_that_only_touches_its_bend_is_stable():
     """As training leaves units that never fire: no bias, weights of one sign. Exact arithmetic tells 0 from 1e-14."""
     torch.manual_seed(0)

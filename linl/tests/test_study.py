@@ -88,17 +88,26 @@ def test_a_key_is_the_notebooks_own(tmp_path):
     )
 
 
-def test_two_studies_on_one_folder(tmp_path):
-    with study.only_one(tmp_path / ".lock"):
-        code = (
-            "import sys; from pathlib import Path; from linl import study\nwith study.only_one(Path(sys.argv[1])): pass"
-        )
-        other = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / ".lock")], capture_output=True, text=True, check=False
-        )
-        assert other.returncode and "another study is running" in other.stderr
-    with study.only_one(tmp_path / ".lock"):
-        pass
+def test_two_studies_on_one_folder(monkeypatch, capsys):
+    """The second one is refused before it starts anything, and not by its own lock."""
+    from linl import locks
+
+    code = (
+        "import sys, time; from pathlib import Path; from linl import locks\n"
+        "locks.hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    path = results.results_folder() / ".lock"
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "held\n"
+            monkeypatch.setattr(study, "check_kernel", lambda: None)
+            assert study.main(["run", "smoke"]) == 2
+            assert f"another study is running, process {other.pid} on " in capsys.readouterr().err
+        finally:
+            other.kill()
+    with locks.only_one(path):
+        assert locks.held(path)
+    assert not locks.held(path)
 
 
 def test_the_smoke_profile_from_start_to_table(capfd):

@@ -1,0 +1,156 @@
+"""How far a profile has got: what is done, running, failed, stopped or waiting, and how much time is left.
+
+    python -m linl.progress quick           what `make status` does
+
+Nothing is asked of whoever carries it out: a run's folder says it all, on any machine that shares the folder. A run is
+done if its `result.json` is there, and running while its notebook's process holds the folder's lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from linl.checking import shown
+from linl.locks import held
+from linl.results import LOCK, ParameterError
+from linl.study import Job, jobs
+
+STATES = ("done", "running", "failed", "stopped", "waiting")
+"""failed: its notebook raised an error; stopped: it was begun and is neither running nor failed (killed, say)."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A profile's state.
+
+    Attributes:
+        table: a row a run: run, state, seconds (of a done one), told (what a failed or running one said last).
+        left: seconds of work left, by the seconds of finished runs; None as long as none is finished.
+        unknown: runs of experiments of which none is finished: `left` knows nothing of them.
+    """
+
+    table: pd.DataFrame
+    left: float | None
+    unknown: int
+
+    def __str__(self) -> str:
+        counts = self.table["state"].value_counts()
+        words = ", ".join(f"{counts[state]} {state}" for state in STATES if counts.get(state))
+        if self.left is None:
+            return f"{words}; nothing is finished yet that the time left could be told by"
+        at_once = max(1, int(counts.get("running", 0)))
+        time_left = _told(self.left / at_once)
+        runs = f"{self.unknown} run{'s' * (self.unknown > 1)}"
+        beside = f", not counting {runs} of experiments never finished" if self.unknown else ""
+        return f"{words}; about {time_left} left with {at_once} at once{beside}" if self.left or beside else words
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self}</p>" + shown(self.table)
+
+
+def status(profile: str, path: Path | None = None) -> Progress:
+    """The state of every run of a profile.
+
+    Args:
+        profile: a name in `study.yaml`.
+        path: of another such file.
+
+    Raises:
+        ParameterError: as `linl.study.jobs`.
+    """
+    wanted = jobs(profile, path)
+    rows = [{"run": job.label, "state": state_of(job), "seconds": _seconds(job), "told": ""} for job in wanted]
+    for row, job in zip(rows, wanted, strict=True):
+        if row["state"] in ("failed", "running", "stopped"):
+            row["told"] = last_words(job)
+    table = pd.DataFrame(rows)
+    return Progress(table, *_left(wanted, table))
+
+
+def state_of(job: Job) -> str:
+    """One of `STATES`."""
+    if job.done:
+        return "done"
+    if held(job.folder / LOCK):
+        return "running"
+    log = job.folder / "log.txt"
+    if log.is_file():
+        return "failed" if _error(_lines(log)) else "stopped"
+    return "stopped" if (job.folder / "params.json").is_file() else "waiting"
+
+
+def last_words(job: Job) -> str:
+    """A run's error in one line, or else the last line of its log."""
+    log = job.folder / "log.txt"
+    lines = _lines(log) if log.is_file() else []
+    return (_error(lines) or (lines[-1] if lines else "did not start"))[:300]
+
+
+def _lines(log: Path) -> list[str]:
+    """What a log says, without colours and without what papermill, the kernel and Jupyter say of themselves."""
+    found = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in log.read_text(errors="replace").splitlines()]
+    return [line for line in found if line and not _ASIDE.match(line)]
+
+
+def _error(lines: Sequence[str]) -> str:
+    """The last line that names an error; empty where none does."""
+    named = (line for line in reversed(lines) if _ERROR.match(line))
+    return next((line for line in named if "PapermillExecutionError" not in line), "")
+
+
+_ERROR = re.compile(r"([A-Za-z_][\w.]*\.)?([A-Z]\w*(Error|Exception|Interrupt|Exit|Warning)|Busy|DeadKernel\w*)(:|$)")
+_ASIDE = re.compile(r"\[IPKernelApp\]|(Executing|Ending) Cell|(Input|Output) Notebook:|Executing notebook|Black is not")
+
+
+def _seconds(job: Job) -> float | None:
+    return json.loads(job.result.read_text())["how"]["seconds"] if job.done else None
+
+
+def _left(wanted: list[Job], table: pd.DataFrame) -> tuple[float | None, int]:
+    """Seconds of work left: each run takes what its other seeds took, or else its experiment's mean."""
+    done = pd.DataFrame({
+        "experiment": [job.experiment for job in wanted], "setting": [job.folder.parent.name for job in wanted],
+        "seconds": table["seconds"].astype(float),
+    })  # fmt: skip
+    means = {column: done.groupby(column)["seconds"].mean().dropna() for column in ("experiment", "setting")}
+    if means["experiment"].empty:
+        return None, int((table["state"] != "done").sum())
+    left, unknown = 0.0, 0
+    for job, state in zip(wanted, table["state"], strict=True):
+        if state != "done":
+            known = means["setting"].get(job.folder.parent.name, means["experiment"].get(job.experiment))
+            left, unknown = left + (known or 0.0), unknown + (known is None)
+    return left, unknown
+
+
+def _told(seconds: float) -> str:
+    """ "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m linl.progress", description="how far a profile has got")
+    parser.add_argument("profile")
+    try:
+        found = status(parser.parse_args(arguments).profile)
+    except ParameterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    rows = found.table.assign(seconds=found.table["seconds"].astype(float).map("{:.0f}".format).replace("nan", ""))
+    print(rows.to_markdown(index=False, disable_numparse=True), found, sep="\n\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
