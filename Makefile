@@ -12,7 +12,7 @@ READY   := $(VENV)/.ready
 # torch and BLAS decide on threads by themselves; Snakemake gives each run its share
 export PYTHONUNBUFFERED := 1
 
-.PHONY: study test lab status tables record benchmark lint format lock clean help
+.PHONY: study test lab status stale tables record benchmark lint format lock clean help
 
 study: $(READY)
 	@$(BIN)/python -m linl.study run $(PROFILE)
@@ -25,6 +25,9 @@ lab: $(READY)
 
 status: $(READY)  ## what of PROFILE is done, running, failed or waiting, and the time left
 	@$(BIN)/python -m linl.progress $(PROFILE)
+
+stale: $(READY)  ## finished runs of PROFILE that other code than today's has made
+	@$(BIN)/python -m linl.progress $(PROFILE) --stale
 
 record: $(READY)  ## copy the finished runs of PROFILE to results/records/
 	@$(BIN)/python -m linl.study record $(PROFILE)

@@ -1,6 +1,7 @@
 """How far a profile has got: what is done, running, failed, stopped or waiting, and how much time is left.
 
     python -m linl.progress quick           what `make status` does
+    python -m linl.progress quick --stale   what `make stale` does: finished runs that other code has made
 
 Nothing is asked of whoever carries it out: a run's folder says it all, on any machine that shares the folder. A run is
 done if its `result.json` is there, and running while its notebook's process holds the folder's lock.
@@ -20,6 +21,7 @@ import pandas as pd
 
 from linl.checking import shown
 from linl.locks import held
+from linl.provenance import changed_since
 from linl.results import LOCK, ParameterError
 from linl.study import Job, jobs
 
@@ -75,6 +77,20 @@ def status(profile: str, path: Path | None = None) -> Progress:
     return Progress(table, *_left(wanted, table))
 
 
+def stale(profile: str, path: Path | None = None) -> pd.DataFrame:
+    """The finished runs of a profile whose code has changed since: run, finished, changed (files, see `changed_since`).
+
+    Nothing is done again by itself: `python -m linl.study run PROFILE --redo stale` does.
+    """
+    rows = []
+    for job in jobs(profile, path):
+        if job.done and (changed := changed_since(job.result)):
+            rows.append(
+                {"run": job.label, "finished": json.loads(job.result.read_text())["finished"], "changed": changed}
+            )
+    return pd.DataFrame(rows, columns=["run", "finished", "changed"])
+
+
 def state_of(job: Job) -> str:
     """One of `STATES`."""
     if job.done:
@@ -91,7 +107,7 @@ def last_words(job: Job) -> str:
     """A run's error in one line, or else the last line of its log."""
     log = job.folder / "log.txt"
     lines = _lines(log) if log.is_file() else []
-    return (_error(lines) or (lines[-1] if lines else "did not start"))[:300]
+    return (_error(lines) or (lines[-1] if lines else "begun, and left no log"))[:300]
 
 
 def _lines(log: Path) -> list[str]:
@@ -142,14 +158,35 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m linl.progress", description="how far a profile has got")
     parser.add_argument("profile")
+    parser.add_argument("--stale", action="store_true", help="finished runs that other code has made")
+    asked = parser.parse_args(arguments)
     try:
-        found = status(parser.parse_args(arguments).profile)
+        _print_stale(asked.profile) if asked.stale else _print_status(asked.profile)
     except ParameterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _print_status(profile: str) -> None:
+    found = status(profile)
     rows = found.table.assign(seconds=found.table["seconds"].astype(float).map("{:.0f}".format).replace("nan", ""))
     print(rows.to_markdown(index=False, disable_numparse=True), found, sep="\n\n")
-    return 0
+
+
+def _print_stale(profile: str) -> None:
+    found = stale(profile)
+    if found.empty:
+        print("no finished run was made by other code than today's")
+        return
+    rows = found.assign(changed=found["changed"].map(_listed))
+    print(rows.to_markdown(index=False, disable_numparse=True))
+    print(f"\n{len(found)} finished runs; to do them again: python -m linl.study run {profile} --redo stale")
+
+
+def _listed(files: list[str], most: int = 6) -> str:
+    names = [Path(file).name if "(" not in file else file for file in files]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 if __name__ == "__main__":

@@ -206,6 +206,17 @@ def begin(experiment: str, params: dict[str, Any]) -> Run:
     return Run(experiment, params, folder)
 
 
+def set_aside(folder: Path) -> Path:
+    """Makes room for a run's doing anew: its folder gets another name, beside, which no table reads.
+
+    Returns: that folder, "s0-until-20261121-180000".
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    aside = folder.with_name(f"{folder.name}-until-{stamp}")
+    folder.rename(aside)
+    return aside
+
+
 def run_folder(experiment: str, params: dict[str, Any]) -> Path:
     """Where a run with these parameters lives."""
     top = results_folder(params.get("results_dir")) / "runs" / experiment
@@ -318,6 +329,8 @@ def runs(
     rows = []
     root = results_folder(results_dir) / source / experiment
     for path in sorted(root.glob("*/*/result.json")):
+        if not path.parent.name.removeprefix("s").isdecimal():  # set aside
+            continue
         params = json.loads((path.parent / "params.json").read_text())
         result = json.loads(path.read_text())
         if profile and params.get("profile") != profile:

@@ -26,7 +26,8 @@ import yaml
 from linl.data import PROJECT
 from linl.locks import Held, only_one
 from linl.notebooks import notebook_defaults
-from linl.results import ParameterError, record, results_folder, run_folder
+from linl.provenance import changed_since
+from linl.results import ParameterError, record, results_folder, run_folder, set_aside
 from linl.train import atomic
 
 _BLOCK = {"notebook", "with", "each", "seeds", "threads"}
@@ -188,9 +189,21 @@ def check_kernel() -> None:
         ) from None
 
 
-def run(profile: str, cores: int | None = None) -> int:
-    """Carries out what is missing of a profile and shows its table. Returns the exit status."""
+def run(profile: str, cores: int | None = None, redo: str = "") -> int:
+    """Carries out what is missing of a profile and shows its table.
+
+    Args:
+        profile: a name in `study.yaml`.
+        cores: None for all there are.
+        redo: finished runs to do again: "stale" (made by other code, see `linl.provenance`), "all", or none. What they
+            left is set aside, not deleted.
+
+    Returns: the exit status.
+    """
     wanted = jobs(profile)
+    for job in wanted if redo else ():
+        if job.done and (redo == "all" or changed_since(job.result)):
+            print(f"once more: {job.label}; the earlier one is in {set_aside(job.folder).name}", flush=True)
     missing = [job for job in wanted if not job.done]
     tables = tables_folder(profile)
     shown = tables / "index.md"
@@ -295,6 +308,7 @@ def main(arguments: list[str] | None = None) -> int:
     running = commands.add_parser("run", help="do what is missing of a profile, then show its table")
     running.add_argument("profile")
     running.add_argument("--cores", type=int)
+    running.add_argument("--redo", choices=["stale", "all"], default="", help="finished runs to do again")
     commands.add_parser("list", help="the profiles")
     recording = commands.add_parser("record", help="copy a profile's finished runs to results/records/")
     recording.add_argument("profile")
@@ -305,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         if asked.command == "run":
-            return run(asked.profile, asked.cores)
+            return run(asked.profile, asked.cores, asked.redo)
         if asked.command == "record":
             for job in jobs(asked.profile):
                 print(f"{'recorded' if job.done and record(job.folder) else 'not finished'}: {job.label}")

@@ -81,6 +81,7 @@ ORDER = [
     "shrinking",
     "locks",
     "results",
+    "provenance",
     "tables",
     "notebooks",
     "study",

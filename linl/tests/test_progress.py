@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from linl import locks, progress, results, study
+from linl import locks, progress, provenance, results, study
 
 HOLD = """
 import sys, time
@@ -45,8 +45,11 @@ def profile(tmp_path):
 
 
 def finish(job: study.Job, seconds: float) -> None:
+    """As if it had run."""
     job.folder.mkdir(parents=True)
-    job.result.write_text(json.dumps({"how": {"seconds": seconds}}))
+    (job.folder / "params.json").write_text(json.dumps(job.params))
+    record = {"experiment": job.experiment, "key": job.folder.parent.name, "figures": {}, "versions": {}}
+    job.result.write_text(json.dumps(record | {"how": {"seconds": seconds}, "finished": "then"}))
 
 
 def test_every_state_by_its_folder(profile):
@@ -135,3 +138,55 @@ def test_overwriting_leaves_nothing_but_the_lock(tmp_path):
     again = results.begin("linlnet", params)
     assert not again.finished
     assert sorted(path.name for path in again.folder.iterdir()) == [results.LOCK, "params.json"]
+
+
+def test_stale_runs_are_told_and_done_again_only_when_asked(profile, monkeypatch, capsys):
+    """By git: files that changed since the run's revision, uncommitted edits included."""
+    files = ["linl/train.py", "linl/tables.py", "linl/tests/test_train.py"]
+    files += [f"notebooks/{name}.ipynb" for name in ("experiments/linlnet", "tables/linlnet", "experiments/regions")]
+    changed = {"aaa": files, "bbb": ()}
+    monkeypatch.setattr(provenance, "_changed", changed.get)
+    wanted = study.jobs("p", profile)
+    made = [("aaa", True), ("bbb", True), ("bbb", False), ("ccc", True), (None, None)]
+    for job, (revision, clean) in zip(wanted, made, strict=False):
+        finish(job, 1.0)
+        record = json.loads(job.result.read_text()) | {"source": {"revision": revision, "clean": clean}}
+        job.result.write_text(json.dumps(record))
+    found = progress.stale("p", profile)
+    assert found["run"].tolist() == [wanted[i].label for i in (0, 2, 3, 4)]
+    assert found["changed"].tolist() == [
+        ["linl/train.py", "notebooks/experiments/linlnet.ipynb"], ["(made with uncommitted changes)"],
+        ["revision ccc isn't known here (a shallow clone, or another repository?)"], ["made outside of a git checkout"],
+    ]  # fmt: skip
+    monkeypatch.setattr(study, "profiles", lambda path=None, given=study.profiles: given(profile))
+    monkeypatch.setattr(study, "snakemake_command", lambda *_: [sys.executable, "-c", ""])  # does nothing
+    assert study.main(["run", "p"]) == 1 and all(job.done for job in wanted[:5]), "nothing is done again unasked"
+    assert study.main(["run", "p", "--redo", "stale"]) == 1
+    assert [job.done for job in wanted[:5]] == [False, True, False, False, False]
+    assert f"once more: {wanted[0].label}; the earlier one is in s0-until-" in capsys.readouterr().out
+    aside = [path.name for path in wanted[0].folder.parent.iterdir() if "-until-" in path.name]
+    assert len(aside) == 4
+    assert len(results.runs("linlnet", "runs")) == 1, "what is set aside is in no table"
+
+
+def test_the_changed_files_are_gits(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True,
+                       capture_output=True)  # fmt: skip
+
+    (tmp_path / "linl").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "linl" / "a.py").write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    head = subprocess.run(["git", "-C", str(tmp_path), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
+    provenance._changed.cache_clear()
+    assert provenance._changed(head.strip()[:12]) == ()
+    (tmp_path / "linl" / "a.py").write_text("2")
+    (tmp_path / "README.md").write_text("2")
+    provenance._changed.cache_clear()
+    assert provenance._changed(head.strip()[:12]) == ("linl/a.py",)
+    assert provenance._changed("0123456789ab") is None
+    provenance._changed.cache_clear()
