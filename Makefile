@@ -5,6 +5,7 @@
 
 PYTHON  ?= python3
 PROFILE ?= quick
+EXECUTOR ?= local
 VENV    := .venv
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
@@ -15,7 +16,7 @@ export PYTHONUNBUFFERED := 1
 .PHONY: study test lab status stale tables record benchmark lint format lock clean help
 
 study: $(READY)
-	@$(BIN)/python -m linl.study run $(PROFILE)
+	@$(BIN)/python -m linl.study run $(PROFILE) --executor $(EXECUTOR) --options='$(OPTIONS)'
 
 test: $(READY)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal

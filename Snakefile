@@ -10,12 +10,18 @@ import sys
 from linl import study
 
 PROFILE = config.get("profile", "quick")
+MOST = study.capacity(config)  # what a run may have at most; here, or by the cluster's profile
 JOBS = {str(job.folder): job for job in study.jobs(PROFILE)}
 TABLES = str(study.tables_folder(PROFILE))
 
 
 def job_of(wildcards):
     return JOBS[wildcards.folder]
+
+
+localrules:
+    all,
+    tables,
 
 
 rule all:
@@ -33,12 +39,18 @@ rule run:
         folder=".*/runs/(?!tables/).*",
     log:
         "{folder}/log.txt",
-    threads: lambda w: job_of(w).threads or workflow.cores
+    threads: lambda w: MOST.threads(job_of(w))
+    resources:
+        mem_mb=lambda w: MOST.megabytes(job_of(w)),
+        runtime=lambda w: job_of(w).minutes,
+        gpu=lambda w: MOST.gpus_of(job_of(w)),
     params:
         values=lambda w, threads: study.as_yaml({**job_of(w).params, "threads": threads}),
         python=sys.executable,
+        lent=lambda w: f"-m linl.lending {MOST.gpus_of(job_of(w))}" if MOST.gpus_of(job_of(w)) else "",
     shell:
-        "OMP_NUM_THREADS={threads} {params.python:q} -m papermill {input.notebook:q} {wildcards.folder:q}/notebook.ipynb"
+        "OMP_NUM_THREADS={threads} {params.python:q} {params.lent} -m papermill"
+        " {input.notebook:q} {wildcards.folder:q}/notebook.ipynb"
         " --no-progress-bar --log-output --autosave-cell-every 30 -y {params.values:q} > {log:q} 2>&1"
 
 

@@ -24,8 +24,12 @@ _HELD: dict[Path, IO] = {}
 """Locks of this process; they would shut out each other."""
 
 
-def hold(path: Path) -> None:
+def hold(path: Path, inherit: bool = False) -> None:
     """Takes a lock until `release`, or until the process ends. Taken already by this process: nothing happens.
+
+    Args:
+        path: of a file that is made, and stays.
+        inherit: whether the lock survives an exec, which makes this process another program.
 
     Raises:
         Held: another process has it.
@@ -49,6 +53,7 @@ def hold(path: Path) -> None:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
+    os.set_inheritable(file.fileno(), inherit)
     _HELD[path] = file
 
 

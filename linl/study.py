@@ -13,9 +13,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +34,9 @@ from linl.provenance import changed_since
 from linl.results import ParameterError, record, results_folder, run_folder, set_aside
 from linl.train import atomic
 
-_BLOCK = {"notebook", "with", "each", "seeds", "threads"}
+_BLOCK = {"notebook", "with", "each", "seeds", "threads", "memory", "gpus", "minutes"}
+_NEEDS = {"memory": float, "gpus": int, "minutes": int}
+EXECUTORS = ("local", "slurm")
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,9 @@ class Job:
         params: every parameter, defaults included, but results_dir.
         threads: processor threads it may use; 0 for all there are.
         folder: where the run lives.
+        memory: GiB that it needs.
+        gpus: how many it can use.
+        minutes: that it takes at most, for whoever wants to know beforehand (Slurm).
     """
 
     experiment: str
@@ -50,6 +59,9 @@ class Job:
     params: dict[str, Any]
     threads: int
     folder: Path
+    memory: float = 2.0
+    gpus: int = 0
+    minutes: int = 240
 
     @property
     def result(self) -> Path:
@@ -117,8 +129,9 @@ def _jobs(profile: str, content: dict) -> list[Job]:
                 params.pop("results_dir", None)
                 _check_values(params, f"profile {profile}, {notebook.stem}")
                 threads = block.get("threads", 1)
+                needs = {key: kind(block[key]) for key, kind in _NEEDS.items() if key in block}
                 job = Job(notebook.stem, notebook, params, 0 if threads == "all" else int(threads),
-                          run_folder(notebook.stem, params))  # fmt: skip
+                          run_folder(notebook.stem, params), **needs)  # fmt: skip
                 if job.folder in found:
                     raise ParameterError(f"profile {profile}: the same run twice, {job.label}")
                 found[job.folder] = job
@@ -189,12 +202,61 @@ def check_kernel() -> None:
         ) from None
 
 
-def run(profile: str, cores: int | None = None, redo: str = "") -> int:
+@dataclass(frozen=True)
+class Capacity:
+    """What there is for runs: on this machine, or for one job of a cluster.
+
+    Attributes:
+        cores, memory: processor cores and GiB.
+        gpus: how many; None for as many as a run asks for.
+    """
+
+    cores: int
+    memory: float
+    gpus: int | None
+
+    def threads(self, job: Job) -> int:
+        """Of one run."""
+        return min(job.threads or self.cores, self.cores)
+
+    def megabytes(self, job: Job) -> int:
+        """Of memory; never more than there is, so that a run can start at all."""
+        return round(1024 * min(job.memory, self.memory))
+
+    def gpus_of(self, job: Job) -> int:
+        """Of one run; it runs on the processor where there is none."""
+        return job.gpus if self.gpus is None else min(job.gpus, self.gpus)
+
+
+def capacity(config: dict[str, Any]) -> Capacity:
+    """What the Snakefile may give to a run.
+
+    Args:
+        config: of Snakemake: `cores`, `memory` and `gpus`, as `snakemake_command` gives them.
+    """
+    gpus = int(config.get("gpus", 0))
+    return Capacity(int(config.get("cores", 1)), float(config.get("memory", 2)), None if gpus < 0 else gpus)
+
+
+def here(cores: int | None = None) -> Capacity:
+    """What this machine has."""
+    import torch
+
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return Capacity(cores or own, memory, torch.cuda.device_count())
+
+
+def run(
+    profile: str, cores: int | None = None, redo: str = "", executor: str = "local", options: Sequence[str] = ()
+) -> int:
     """Carries out what is missing of a profile and shows its table.
 
     Args:
         profile: a name in `study.yaml`.
-        cores: None for all there are.
+        cores: None for all there are; on a cluster, of a run that wants all.
+        executor: "local", or "slurm" (see `profiles/slurm/config.yaml`).
+        options: more of Snakemake's.
         redo: finished runs to do again: "stale" (made by other code, see `linl.provenance`), "all", or none. What they
             left is set aside, not deleted.
 
@@ -211,11 +273,11 @@ def run(profile: str, cores: int | None = None, redo: str = "") -> int:
     if missing or not shown.is_file() or shown.stat().st_mtime < newest:
         check_kernel()
         shown.unlink(missing_ok=True)  # tables of what the profile was before
-        cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        print(f"profile {profile}: {len(wanted) - len(missing)} of {len(wanted)} runs done, {cores} cores", flush=True)
+        command = [*snakemake_command(profile, cores, executor), *options]
+        print(f"profile {profile}: {len(wanted) - len(missing)} of {len(wanted)} runs done, {executor}", flush=True)
         try:
             with only_one(results_folder() / ".lock"):
-                status = subprocess.run(snakemake_command(profile, cores), check=False).returncode
+                status = subprocess.run(command, check=False).returncode
         except Held as who:
             raise ParameterError(f"another study is running, {who}: wait for it, or stop it") from None
         if status or not all(job.done for job in wanted):
@@ -227,13 +289,50 @@ def run(profile: str, cores: int | None = None, redo: str = "") -> int:
     return 0
 
 
-def snakemake_command(profile: str, cores: int) -> list[str]:
-    """The command that carries out what is missing of a profile."""
-    return [
+def snakemake_command(profile: str, cores: int | None = None, executor: str = "local") -> list[str]:
+    """The command that carries out what is missing of a profile.
+
+    Raises:
+        ParameterError: Slurm is asked for and isn't there.
+    """
+    command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--directory", str(PROJECT),
-        "--cores", str(cores), "--config", f"profile={profile}", "--rerun-triggers", "mtime", "--keep-going",
-        "--nolock", "--ignore-incomplete", "--quiet", "rules",
+        "--rerun-triggers", "mtime", "--keep-going", "--nolock", "--ignore-incomplete", "--quiet", "rules",
     ]  # fmt: skip
+    if executor == "local":
+        own = here(cores)
+        limits = [f"mem_mb={round(1024 * own.memory)}", f"gpu={own.gpus}"]
+        command += ["--cores", str(own.cores), "--resources", *limits]
+    else:
+        own = Capacity(cores or CLUSTER_CORES, math.inf, -1)
+        command += ["--workflow-profile", str(PROJECT / "profiles" / "slurm"), *_slurm_options()]
+    return [
+        *command,
+        "--config",
+        f"profile={profile}",
+        f"cores={own.cores}",
+        f"memory={own.memory}",
+        f"gpus={own.gpus}",
+    ]
+
+
+CLUSTER_CORES = 8
+"""Of a run that wants all there are, on a cluster; --cores says otherwise."""
+
+
+def _slurm_options() -> list[str]:
+    """How jobs are asked after: where Slurm keeps no accounts, sacct knows nothing and squeue must do."""
+    try:
+        told = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ParameterError(
+            "no Slurm here (scontrol isn't found): start this on a machine that submits jobs"
+        ) from None
+    if told.returncode:
+        raise ParameterError(f"Slurm doesn't answer: {(told.stderr or told.stdout).strip()}")
+    kept = re.search(r"^AccountingStorageType\s*=\s*(\S+)", told.stdout, re.M)
+    without = kept is None or kept[1] in ("accounting_storage/none", "(null)")
+    return ["--slurm-status-command", "squeue", "--slurm-no-account"] if without else []
 
 
 def _tell_failures(wanted: list[Job]) -> None:
@@ -308,6 +407,8 @@ def main(arguments: list[str] | None = None) -> int:
     running = commands.add_parser("run", help="do what is missing of a profile, then show its table")
     running.add_argument("profile")
     running.add_argument("--cores", type=int)
+    running.add_argument("--executor", choices=EXECUTORS, default="local")
+    running.add_argument("--options", default="", help="more options of Snakemake, in quotes")
     running.add_argument("--redo", choices=["stale", "all"], default="", help="finished runs to do again")
     commands.add_parser("list", help="the profiles")
     recording = commands.add_parser("record", help="copy a profile's finished runs to results/records/")
@@ -319,7 +420,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         if asked.command == "run":
-            return run(asked.profile, asked.cores, asked.redo)
+            return run(asked.profile, asked.cores, asked.redo, asked.executor, shlex.split(asked.options))
         if asked.command == "record":
             for job in jobs(asked.profile):
                 print(f"{'recorded' if job.done and record(job.folder) else 'not finished'}: {job.label}")

@@ -80,6 +80,7 @@ ORDER = [
     "channels",
     "shrinking",
     "locks",
+    "lending",
     "results",
     "provenance",
     "tables",
