@@ -155,8 +155,8 @@ def trace(net: nn.Module) -> fx.GraphModule:
 
 
 _CARRIED = (
-    "input_size", "num_classes", "default_cfg", "pretrained_cfg", "linearize_notes", "fold_report", "prune_report",
-    "shrink_report",
+    "input_size", "num_classes", "made_by", "default_cfg", "pretrained_cfg", "linearize_notes", "fold_report",
+    "prune_report", "shrink_report",
 )  # fmt: skip
 
 

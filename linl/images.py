@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Share = tuple[int, int] | None
+"""(i, n): the i-th of n parts, from 0; None for the whole."""
+
 
 @dataclass
 class Images:
@@ -63,18 +66,22 @@ class Images:
         return normalized(images, self.mean, self.std)
 
     def batches(
-        self, split: str, batch_size: int, *, seed: int | None = None, epoch: int = 0
+        self, split: str, batch_size: int, *, seed: int | None = None, epoch: int = 0, share: Share = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of (normalized float32 images (B, C, H, W), labels (B,)).
 
         With a seed: shuffled and augmented, the last short batch dropped; order and augmentation follow
         from (seed, epoch) alone, so a resumed run sees what an uninterrupted one sees. Without: in
-        order, whole, untouched.
+        order, whole, untouched. With a share (i, n): of every batch the i-th of n parts alone, as every n-th image,
+        cropped and flipped as in the whole.
         """
         images, labels = getattr(self, split)
+        part = slice(share[0], None, share[1]) if share else slice(None)
         if seed is None:
             for start in range(0, len(labels), batch_size):
-                yield self.normalize(images[start : start + batch_size]), labels[start : start + batch_size]
+                mine = slice(start, start + batch_size)
+                if len(labels[mine][part]):
+                    yield self.normalize(images[mine][part]), labels[mine][part]
             return
         generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
         order = torch.randperm(len(labels), generator=generator)
@@ -86,7 +93,7 @@ class Images:
                 batch = random_crop(batch, 4, generator)
             if "flip" in self.augment:
                 batch = random_flip(batch, generator)
-            yield self.normalize(batch), labels[index]
+            yield self.normalize(batch[part]), labels[index[part]]
 
 
 def normalized(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -407,7 +407,8 @@ def create(
             (dropout), resnet18(stem="linlnet" | "cifar" | "imagenet", shortcut), resnet20-56(shortcut),
             vit_tiny(patch).
 
-    Returns: an `nn.Module` in train mode, with `.input_size` and `.num_classes`.
+    Returns: an `nn.Module` in train mode, with `.input_size`, `.num_classes` and, for this layout, `.made_by`: what
+        builds it again elsewhere, without its weights.
 
     Raises:
         ValueError: an unknown name, init or option, or weights of another network.
@@ -436,6 +437,8 @@ def create(
         if pretrained is not None:
             load_weights_(net, pretrained)
     net.input_size, net.num_classes = size, num_classes
+    if pretrained != "imagenet" and not is_archive(pretrained):  # those have layouts of their own
+        net.made_by = {"name": name, "num_classes": num_classes, "input_size": list(size), "width": width, **options}
     return net
 
 

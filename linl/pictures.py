@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from linl.images import mixed_seed, normalized
+from linl.images import Share, mixed_seed, normalized
 from linl.sources import DataError, Source
 
 
@@ -96,7 +96,7 @@ class ImageFolderData:
         return normalized(images, self.mean, self.std)
 
     def batches(
-        self, split: str, batch_size: int, *, seed: int | None = None, epoch: int = 0
+        self, split: str, batch_size: int, *, seed: int | None = None, epoch: int = 0, share: Share = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `Images.batches`; crops and flips follow from (seed, epoch) whatever the number of workers."""
         from torchvision.transforms import v2
@@ -113,15 +113,22 @@ class ImageFolderData:
         generator = torch.Generator().manual_seed(mixed_seed(seed or 0, epoch))
         loader = torch.utils.data.DataLoader(
             _Pictures(base, self._index[split], transform, mixed_seed(seed or 0, epoch)),
-            batch_size=min(batch_size, self.size(split)),
-            shuffle=training,
-            drop_last=training,
+            batch_sampler=_shares(self.size(split), batch_size, generator if training else None, share),
             num_workers=workers,
-            generator=generator,
             pin_memory=torch.device(self.device).type == "cuda",
         )
         for images, labels in loader:
             yield self.normalize(images.to(self.device, non_blocking=True)), labels.to(self.device, non_blocking=True)
+
+
+def _shares(count: int, batch_size: int, generator: torch.Generator | None, share: Share) -> list[list[int]]:
+    """A share of every batch, as numbers of pictures: shuffled and without a short last one, or in order and whole."""
+    order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+    batches = order.split(min(batch_size, count))
+    if generator is not None and len(batches[-1]) < len(batches[0]):
+        batches = batches[:-1]
+    part = slice(share[0], None, share[1]) if share else slice(None)
+    return [mine for batch in batches if (mine := batch[part].tolist())]
 
 
 class _Pictures(torch.utils.data.Dataset):

@@ -33,6 +33,7 @@ from linl.graph import evaluating
 from linl.losses import ADVERSARIES, LOSSES, l1, pixel_range, stability
 from linl.recipes import RECIPES, Recipe, recipe  # noqa: F401 - offered here too
 from linl.units import fuse_kernels_, nonlinearity, param_groups, penalty, project_
+from linl.worlds import World, world
 
 # --- the loop --------------------------------------------------------------------------------------
 
@@ -99,16 +100,21 @@ def fit(
         verbose: one line an epoch.
         watch: called with the network after every epoch; the numbers that it gives are columns of `metrics`.
 
+    As one of torchrun's processes (`linl.distributed` starts them) it trains together with the others, by the rules of
+    `linl.worlds`.
+
     Raises:
         ValueError: settings that can't be used, or a checkpoint of another training in the folder.
         FloatingPointError: the loss is no longer a number; the newest checkpoint stays.
         OSError: a checkpoint can't be written (disk full); the one before it stays.
     """
-    where = pick_device(device)
+    where, us = pick_device(device), world()
     precision = pick_precision(precision, where)
     folder = Path(folder) if folder else None
     if data.size("train") < 2:
         raise ValueError(f"{data.size('train')} training images: at least 2 are needed")
+    us.refuse_batch(settings.batch_size, data.size("train"))
+    verbose, watch = verbose and us.first, watch if us.first else None
     if where.type == "cpu":
         keep_freed_memory()
     data = data.to(where)
@@ -130,33 +136,35 @@ def fit(
     if resumed and verbose:
         print(f"resumed after epoch {resumed} of {settings.epochs}", flush=True)
     steps = max(1, data.size("train") // min(settings.batch_size, data.size("train")))
+    model = us.wrapped(net, where)
     cuda = [where] if where.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), fp32_where_bf16_is_slow(net, where, precision):
         for epoch in range(resumed, settings.epochs):
             torch.manual_seed(mixed_seed(seed, epoch))
-            row = _one_epoch(net, data, settings, optimizer, peaks, epoch, steps, seed, where, precision)
-            row |= _validate(net, data, settings.batch_size, where, precision, settings.loss)
+            row = _one_epoch(net, model, data, settings, optimizer, peaks, epoch, steps, seed, where, precision, us)
+            row |= _validate(net, data, settings.batch_size, where, precision, settings.loss, us)
             row |= watch(net) if watch else {}
             state.epoch = epoch + 1
             state.metrics.append(row)
             state.units += _unit_rows(net, epoch + 1)
-            if folder:
+            if folder and us.first:
                 _checkpoint(folder, net, optimizer, state, identity)
             if verbose:
                 print(_line(row, settings.epochs), flush=True)
     net.eval()
-    if folder:
+    if folder and us.first:
         _write_tables(folder, state)
         save_weights(net, folder / "model.safetensors", identity)
     return History(pd.DataFrame(state.metrics), pd.DataFrame(state.units), resumed, precision, where.type)
 
 
-def _one_epoch(net, data, settings, optimizer, peaks, epoch, steps, seed, where, precision) -> dict:
+def _one_epoch(net, model, data, settings, optimizer, peaks, epoch, steps, seed, where, precision, us) -> dict:
     net.train()
     began, seen, limits = time.perf_counter(), 0, pixel_range(data)
     loss_sum = torch.zeros((), device=where)
     right = torch.zeros((), device=where, dtype=torch.long)
-    for i, (images, labels) in enumerate(data.batches("train", settings.batch_size, seed=seed, epoch=epoch)):
+    batches = data.batches("train", settings.batch_size, seed=seed, epoch=epoch, **_share(us))
+    for i, (images, labels) in enumerate(batches):
         factor = settings.factor(epoch * steps + i, steps)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
@@ -164,7 +172,7 @@ def _one_epoch(net, data, settings, optimizer, peaks, epoch, steps, seed, where,
             images = images.contiguous(memory_format=torch.channels_last)
         for seen_images in _attacked(net, images, labels, settings, limits):
             with autocast(where, precision):
-                logits = net(seen_images)
+                logits = model(seen_images)
             loss = LOSSES[settings.loss](logits.float(), images, labels)
             total = loss + _terms(net, images, settings, limits)
             optimizer.zero_grad(set_to_none=True)
@@ -177,15 +185,21 @@ def _one_epoch(net, data, settings, optimizer, peaks, epoch, steps, seed, where,
         if i == 20:
             _refuse_nan(loss_sum, epoch, settings)
     _refuse_nan(loss_sum, epoch, settings)
+    loss_sum, right, seen = us.totals(loss_sum.item(), right.item(), seen)
     seconds = time.perf_counter() - began
     return {
         "epoch": epoch + 1,
-        "train_loss": loss_sum.item() / seen,
-        "train_accuracy": right.item() / seen if settings.loss == "cross_entropy" else math.nan,
+        "train_loss": loss_sum / seen,
+        "train_accuracy": right / seen if settings.loss == "cross_entropy" else math.nan,
         "lr": optimizer.param_groups[0]["lr"],
         "seconds": seconds,
         "images_per_second": seen / seconds,
     }
+
+
+def _share(us: World) -> dict:
+    """For `batches`; a data set that knows nothing of shares can be trained on by one process."""
+    return {"share": us.share} if us.share else {}
 
 
 def _attacked(net, images, labels, settings, limits) -> list:
@@ -213,10 +227,11 @@ def _refuse_nan(loss_sum, epoch, settings) -> None:
         )
 
 
-def _validate(net, data, batch_size, where, precision, loss) -> dict:
+def _validate(net, data, batch_size, where, precision, loss, us) -> dict:
     if not data.size("validation"):
         return {"validation_loss": math.nan, "validation_accuracy": math.nan}
-    score = evaluate(net, data, "validation", precision=precision, batch_size=max(batch_size, 256), loss=loss)
+    options = {"precision": precision, "batch_size": max(batch_size, 256), "loss": loss, "together": us}
+    score = evaluate(net, data, "validation", **options)
     return {"validation_loss": score.loss, "validation_accuracy": score.accuracy}
 
 
@@ -255,17 +270,20 @@ def evaluate(
     precision: str = "fp32",
     batch_size: int = 500,
     loss: str = "cross_entropy",
+    together: World | None = None,
 ) -> Score:
     """Scores a network on a split, in eval mode; its mode is restored.
 
-    With another loss than cross-entropy (a key of `linl.losses.LOSSES`) there is no accuracy: nan.
+    With another loss than cross-entropy (a key of `linl.losses.LOSSES`) there is no accuracy: nan. `together`: the
+    processes that all call this, and share the images.
     """
+    us = together or World()
     of = LOSSES[loss]
     parameter = next(net.parameters(), None)
     where = parameter.device if parameter is not None else torch.device("cpu")
     total, first, five, seen = 0.0, 0, 0, 0
     with evaluating(net):
-        for images, labels in data.to(where).batches(split, batch_size):
+        for images, labels in data.to(where).batches(split, batch_size, **_share(us)):
             if images.ndim == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
             with autocast(where, precision):
@@ -278,7 +296,8 @@ def evaluate(
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             first += ranked[:, 0].sum().item()
             five += ranked.any(1).sum().item()
-    return Score(total / seen, first / seen, five / seen, seen)
+    total, first, five, seen = us.totals(total, first, five, seen)
+    return Score(total / seen, first / seen, five / seen, int(seen))
 
 
 # --- checkpoints -----------------------------------------------------------------------------------

@@ -281,6 +281,8 @@ def linearize(
         units.append(made.train(net.training))
     traced = replace_activations(traced, sites, units)
     traced.linearize_notes = notes
+    if hasattr(traced, "made_by"):
+        traced.made_by = {**traced.made_by, "linearize": {"unit": unit, "per": per}}
     return traced
 
 

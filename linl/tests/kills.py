@@ -40,7 +40,7 @@ def start(folder: Path, **options) -> subprocess.Popen:
 
 
 def members(folder: Path) -> dict[int, str]:
-    """The processes of a sweep, with their command lines: known by its folder, since kernels have sessions of their own."""
+    """The processes of a sweep, with their command lines; known by its folder, kernels have sessions of their own."""
     found, mark = {}, f"LINL_RESULTS={folder}".encode()
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
