@@ -1,7 +1,7 @@
 """One training by several processes, from a notebook or a shell.
 
     linl.distributed.fit(net, data, recipe, processes=4, folder=…)     starts them, waits, and gives the History
-    torchrun --nnodes 2 --nproc-per-node 8 … -m linl.distributed FOLDER     what it starts; by hand over machines
+    torchrun --nnodes 2 --nproc-per-node 8 … -m linl.worker FOLDER     what it starts; by hand over machines
 
 A kernel is never forked: torchrun starts processes of their own, which build the same network (it must come from
 `linl.models.create`, perhaps linearized; code of a notebook can't be imported there), take its weights from a file, and
@@ -22,7 +22,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from linl import train
@@ -92,7 +91,7 @@ def _refuse(net: nn.Module, data, settings: Recipe, processes: int, device: str)
             f"{type(net).__name__} can't be built in another process: take a network of linl.models.create, perhaps "
             "linearized, or start torchrun on a script of yours that builds it and calls linl.train.fit"
         )
-    again = _built(net.made_by)
+    again = built(net.made_by)
     if repr(again) != repr(net) or again.state_dict().keys() != net.state_dict().keys():
         raise ValueError(
             f"{type(net).__name__} was changed since linl.models.create made it (folded, pruned, hardened, …), so it "
@@ -137,7 +136,7 @@ def _start(work: Path, processes: int, verbose: bool) -> None:
     threads = max(1, torch.get_num_threads() // processes)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}",
-        "--max-restarts=0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", "linl.distributed", str(work),
+        "--max-restarts=0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", "linl.worker", str(work),
     ]  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), "PYTHONUNBUFFERED": "1"}
     last: deque[str] = deque(maxlen=200)
@@ -162,53 +161,10 @@ def _last_words(lines: list[str]) -> str:
     return (named or killed or words or ["a process ended without a word"])[0]
 
 
-# --- one of the processes --------------------------------------------------------------------------
-
-
-def main(work: Path) -> None:
-    """What every process does: meet the others, build, train."""
-    told = json.loads((work / "told.json").read_text())
-    how = told["how"]
-    where = pick_device(how["device"])
-    if where.type == "cuda":
-        where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(where)
-        how["device"] = str(where)
-    dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
-    try:
-        settings = Recipe(**told["settings"])
-        train.fit(_network(told, work), _data(told, work), settings, **how)
-    finally:
-        dist.destroy_process_group()
-
-
-def _network(told: dict, work: Path) -> nn.Module:
-    from safetensors.torch import load_file
-
-    net = _built(told["made_by"])
-    net.load_state_dict(load_file(work / "start.safetensors"))
-    return net
-
-
-def _built(made_by: dict) -> nn.Module:
+def built(made_by: dict) -> nn.Module:
     """A network by what it says of itself, with any weights."""
     made = dict(made_by)
     unit = made.pop("linearize", None)
     with torch.random.fork_rng(devices=[]):
         net = create(**made)
     return linearize(net, **unit) if unit else net
-
-
-def _data(told: dict, work: Path) -> Images | ImageFolderData:
-    from safetensors.torch import load_file
-
-    if "folder" in told:
-        return ImageFolderData(**{**told["folder"], "root": Path(told["folder"]["root"])})
-    tensors, rest = load_file(work / "data.safetensors"), told["images"]
-    splits = {split: (tensors[f"{split}.x"], tensors[f"{split}.y"]) for split in ("train", "validation", "test")}
-    tuples = {key: tuple(rest[key]) for key in ("mean", "std", "augment")}
-    return Images(rest["name"], **splits, num_classes=rest["num_classes"], **tuples)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -29,7 +29,7 @@ from linl.data import PROJECT
 from linl.locks import Held, hold, release
 from linl.train import atomic
 
-NOT_IN_KEY = frozenset({"seed", "device", "threads", "overwrite", "results_dir", "data_dir"})
+NOT_IN_KEY = frozenset({"seed", "device", "threads", "processes", "overwrite", "results_dir", "data_dir"})
 """Parameters that say where and how a run is done, not what is run."""
 
 _NOT_RECORDED = frozenset({"results_dir", "data_dir", "overwrite"})

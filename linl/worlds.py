@@ -4,8 +4,8 @@ The rules, so that more processes mean the same training, only faster. A recipe'
 every process takes its share of each batch, the same images that one process would see, cropped and flipped alike, so
 learning rates stay as they are. Gradients are averaged (torch's DistributedDataParallel). BatchNorm on GPUs takes its
 statistics over the whole batch (SyncBatchNorm); on processors, where torch has none, each process's own share, and
-the running statistics are those of the first process. Dropout and attacks' starting points are drawn by each process for
-itself. The first process alone writes and speaks.
+the running statistics are those of the first process. Dropout and attacks' starting points are drawn by each process
+for itself. The first process alone writes and speaks.
 """
 
 from __future__ import annotations

@@ -74,6 +74,7 @@ ORDER = [
     "worlds",
     "train",
     "distributed",
+    "worker",
     "dead_rates",
     "lookahead",
     "scores",
