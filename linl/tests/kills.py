@@ -49,9 +49,14 @@ def members(folder: Path) -> dict[int, str]:
     return found
 
 
+def wanted_of(folder: Path, target: str) -> list[int]:
+    """A sweep's processes of one kind, or all."""
+    return [pid for pid, line in members(folder).items() if target == "all" or _SIGNS[target] in line]
+
+
 def kill(folder: Path, target: str) -> bool:
     """kill -9 of one kind of a sweep's processes, or of all; whether there was one."""
-    wanted = [pid for pid, line in members(folder).items() if target == "all" or _SIGNS[target] in line]
+    wanted = wanted_of(folder, target)
     for pid in wanted if target == "all" else wanted[:1]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -111,13 +116,13 @@ def complete(folder: Path) -> None:
     raise AssertionError(f"the same command doesn't complete it:\n{told[-3000:]}")
 
 
-def campaign(kills: int, seed: int = 0, longest: float = 25.0) -> dict[str, int]:
+def campaign(kills: int, seed: int = 0, longest: float = 12.0) -> dict[str, int]:
     """So many kills at moments by chance, sweep after sweep.
 
     Args:
         kills: how many that hit something.
         seed: of moments and targets.
-        longest: seconds after a start that a kill comes at most.
+        longest: seconds that a target lives at most before it is hit.
 
     Returns: how often each target was hit.
 
@@ -133,9 +138,10 @@ def campaign(kills: int, seed: int = 0, longest: float = 25.0) -> dict[str, int]
         folder = Path(top) / "stormy"
         while sum(hits.values()) < kills:
             before = bytes_of(folder)
-            sweep = start(folder, **quiet)
-            time.sleep(chance.uniform(0.5, longest))
-            target = chance.choice(TARGETS)
+            sweep, target = start(folder, **quiet), chance.choice(TARGETS)
+            while sweep.poll() is None and not wanted_of(folder, target):
+                time.sleep(0.05)
+            time.sleep(chance.uniform(0.0, longest))
             hits[target] += kill(folder, target)
             end(sweep, folder)
             check_whole(folder)
