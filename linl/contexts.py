@@ -60,7 +60,7 @@ class Domain:
         self.program, self.box, self.sweep = read, box, Sweep(read)
         self.free = (box.upper > box.lower).flatten().nonzero()[:, 0]
         self.center, self.radius = box.center.flatten(), box.radius.flatten()[self.free]
-        self.kept: dict[bytes, np.ndarray] = {}
+        self.kept: dict[bytes, dict[int, np.ndarray]] = {}
         self.ends = torch.stack([box.lower.flatten()[self.free], box.upper.flatten()[self.free]]).numpy()
 
     def inputs(self, u: np.ndarray) -> Tensor:
@@ -70,12 +70,19 @@ class Domain:
         return self.box.clip(flat.view(-1, *self.box.shape))
 
     def exact(self, pattern: list[np.ndarray]) -> np.ndarray:
-        """`linl.rationals.exact_inputs` of the activation after a pattern; the last few are kept."""
+        """The inputs of the activation after a pattern in exact arithmetic, (1 + free, units)."""
+        return self._exact_values(pattern)[self.program.bends[len(pattern)].sources[0]]
+
+    def _exact_values(self, pattern: list[np.ndarray]) -> dict[int, np.ndarray]:
+        """`linl.rationals.exact_inputs` after a pattern, going on from the shorter one's; the last few are kept."""
         key = b"|".join(piece.tobytes() for piece in pattern)
         if key not in self.kept:
+            before = self._exact_values(pattern[:-1]) if pattern else None
             if len(self.kept) >= KEPT:
                 self.kept.pop(next(iter(self.kept)))
-            self.kept[key] = exact_inputs(self.program, self.box, pattern, len(pattern))
+            self.kept[key] = exact_inputs(self.program, self.box, pattern, len(pattern), before)
+        else:  # those used last go last
+            self.kept[key] = self.kept.pop(key)
         return self.kept[key]
 
     def start(self) -> Context | None:

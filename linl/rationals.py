@@ -20,26 +20,39 @@ exactly = np.vectorize(Fraction, otypes=[object])
 """An array of floats as `Fraction`s, which hold them without rounding."""
 
 
-def exact_inputs(read: Program, box: Box, pattern: list[np.ndarray], site: int) -> np.ndarray:
-    """Every unit's input at an activation, as a function of the box's free positions.
+def exact_inputs(
+    read: Program, box: Box, pattern: list[np.ndarray], site: int, before: dict[int, np.ndarray] | None = None
+) -> dict[int, np.ndarray]:
+    """Every value up to an activation's input, as a function of the box's free positions.
 
     Args:
         read: the network.
         box: one; positions where lower equals upper are constants.
         pattern: for each activation before, the piece of each unit, flat.
         site: the activation.
+        before: what this gave for the activation before, on the same pattern: only the rest is computed.
 
-    Returns: (1 + free, units) of Fractions: the value where all free positions are 0, then the slopes.
+    Returns: by value, (1 + free, units) of Fractions: the value where all free positions are 0, then the slopes.
     """
+    values, target = dict(before or {0: _free(box)}), read.bends[site].sources[0]
+    for op in read.upto(target):
+        if op.target not in values:
+            values[op.target] = _step(op, [values[s] for s in op.sources], pattern, read.shapes[op.target])
+    return values
+
+
+def _free(box: Box) -> np.ndarray:
+    """The inputs themselves."""
     lower, upper = box.lower[0].flatten().numpy(), box.upper[0].flatten().numpy()
     free = (upper > lower).nonzero()[0]
-    rows = exactly(np.zeros((1 + len(free), len(lower))))
+    rows = _zeros(1 + len(free), len(lower))
     rows[0] = exactly(np.where(upper > lower, 0.0, lower))
     rows[np.arange(1, 1 + len(free)), free] = Fraction(1)
-    values, target = {0: rows}, read.bends[site].sources[0]
-    for op in read.upto(target):
-        values[op.target] = _step(op, [values[s] for s in op.sources], pattern, read.shapes[op.target])
-    return values[target]
+    return rows
+
+
+def _zeros(rows: int, columns: int) -> np.ndarray:
+    return np.full((rows, columns), Fraction(0), dtype=object)
 
 
 def _step(op: Op, given: list[np.ndarray], pattern: list[np.ndarray], shape: torch.Size) -> np.ndarray:
@@ -58,10 +71,14 @@ def _step(op: Op, given: list[np.ndarray], pattern: list[np.ndarray], shape: tor
 def _linear(op: Dense | Conv, rows: np.ndarray) -> np.ndarray:
     one = torch.eye(rows.shape[1], dtype=torch.float64).view(-1, *op.inputs)
     weight = without_bias(op).forward(one).flatten(1).numpy()  # one product in each number: no rounding
-    made = exactly(np.zeros((len(rows), weight.shape[1])))
-    for unit in range(weight.shape[1]):
-        used = weight[:, unit].nonzero()[0]
-        if len(used):
+    made, moving = _zeros(len(rows), weight.shape[1]), rows.astype(bool)
+    if moving.sum() * weight.shape[1] <= len(rows) * (weight != 0).sum():  # over the inputs, rows are nearly empty
+        exact = exactly(weight)
+        for row in moving.any(1).nonzero()[0]:
+            made[row] = rows[row, moving[row]].dot(exact[moving[row]])
+    else:  # a convolution's weights are
+        for unit in (weight != 0).any(0).nonzero()[0]:
+            used = weight[:, unit].nonzero()[0]
             made[:, unit] = rows[:, used].dot(exactly(weight[used, unit]))
     if op.bias is not None:
         shape = op.outputs if isinstance(op, Conv) else op.bias.shape
@@ -136,7 +153,7 @@ def _kernel(matrix: np.ndarray) -> list[np.ndarray]:
         row += 1
     found = []
     for column in set(range(columns)) - set(pivots):
-        y = exactly(np.zeros(columns))
+        y = _zeros(1, columns)[0]
         y[column] = Fraction(1)
         for i, pivot in enumerate(pivots):
             y[pivot] = -matrix[i, column]
