@@ -230,7 +230,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="already"):
         linl.linearize(linl.linearize(net))
     with pytest.raises(ValueError, match="pass example="):
-        linl.linearize(net, per="channel")
+        linl.linearize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), per="channel")
 
 
 def test_per_channel():

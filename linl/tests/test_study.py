@@ -64,7 +64,7 @@ def test_wrong_profiles_are_refused(tmp_path, change, message):
 
 def test_unknown_profile_lists_the_known_ones(capsys):
     assert study.main(["run", "fast"]) == 2
-    assert "unknown profile 'fast': choose from smoke, quick" in capsys.readouterr().err
+    assert "unknown profile 'fast': choose from smoke, tiny, quick" in capsys.readouterr().err
 
 
 def test_a_missing_kernel_is_said_first(monkeypatch, capsys):
