@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,12 +27,12 @@ from torch import nn
 
 from linl import train
 from linl.devices import pick_device
-from linl.graph import clone
 from linl.images import Images
 from linl.models import create
 from linl.pictures import ImageFolderData
 from linl.recipes import Recipe
 from linl.units import linearize
+from linl.worlds import World
 
 WORK = "distributed"
 """Below a training's folder, what its processes are told."""
@@ -99,9 +100,7 @@ def _refuse(net: nn.Module, data, settings: Recipe, processes: int, device: str)
         )
     if not isinstance(data, Images | ImageFolderData):
         raise ValueError(f"{type(data).__name__} can't be handed to another process: take linl.data.load's")
-    batch = min(settings.batch_size, data.size("train"))
-    if batch % processes:
-        raise ValueError(f"a batch of {batch} images can't be shared evenly by {processes} processes")
+    World(0, processes).refuse_batch(settings.batch_size, data.size("train"))
     where = pick_device(device)
     if where.type == "cuda" and processes > torch.cuda.device_count():
         raise ValueError(f"{processes} processes, but {torch.cuda.device_count()} GPUs: one is for one process")
@@ -114,8 +113,7 @@ def _write(work: Path, net: nn.Module, data: Images | ImageFolderData, settings:
     from safetensors.torch import save_file
 
     work.mkdir(parents=True, exist_ok=True)
-    whole = clone(net).cpu()
-    train.save_weights(whole, work / "start.safetensors")
+    train.save_weights(net, work / "start.safetensors")
     told = {"made_by": net.made_by, "settings": asdict(settings), "how": how}
     if isinstance(data, Images):
         splits = {s: [t.cpu().contiguous() for t in getattr(data, s)] for s in ("train", "validation", "test")}
@@ -154,11 +152,15 @@ def _start(work: Path, processes: int, verbose: bool) -> None:
 
 
 def _last_words(lines: list[str]) -> str:
-    """The error of the process that failed first; torchrun's own report says less."""
+    """The signal that killed a process, or the error that one raised; torchrun's own report says less.
+
+    A kill comes first: the others then fail for want of their peer. (torchrun ends those with SIGTERM.)
+    """
     words = [line.split("]:", 1)[-1].strip() if line.startswith("[rank") else line.strip() for line in lines]
     named = [w for w in words if w.split(":")[0].endswith(("Error", "Exception")) and "ChildFailedError" not in w]
-    killed = [w for w in words if "Signal" in w or "exitcode" in w]
-    return (named or killed or words or ["a process ended without a word"])[0]
+    killed = [w for w in words if re.search(r"Signal (?!15\b)\d+ \(SIG", w)]
+    codes = [w for w in words if "exitcode" in w]
+    return (killed or named or codes or words or ["a process ended without a word"])[0]
 
 
 def built(made_by: dict) -> nn.Module:

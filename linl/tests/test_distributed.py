@@ -77,9 +77,7 @@ def test_a_process_that_dies_ends_it_and_the_next_call_goes_on(digits, tmp_path)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    with pytest.raises(
-        distributed.WorkerError, match=r"SIGKILL|Signal 9|exitcode|Connection reset|Connection closed|gloo"
-    ):
+    with pytest.raises(distributed.WorkerError, match=r"SIGKILL|Signal 9|exitcode"):
         distributed.fit(mlp(), digits, settings, 2, folder=tmp_path, **HOW)
     killer.join()
     resumed = distributed.fit(mlp(), digits, settings, 2, folder=tmp_path, **HOW)
