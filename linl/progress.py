@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import pandas as pd
 
 from linl.checking import shown
 from linl.locks import held
+from linl.logs import error_of, last_words
 from linl.provenance import changed_since
 from linl.results import LOCK, ParameterError
 from linl.study import Job, jobs
@@ -72,7 +71,7 @@ def status(profile: str, path: Path | None = None) -> Progress:
     rows = [{"run": job.label, "state": state_of(job), "seconds": _seconds(job), "told": ""} for job in wanted]
     for row, job in zip(rows, wanted, strict=True):
         if row["state"] in ("failed", "running", "stopped"):
-            row["told"] = last_words(job)
+            row["told"] = last_words(job.log) or "begun, and left no log"
     table = pd.DataFrame(rows)
     return Progress(table, *_left(wanted, table))
 
@@ -97,33 +96,9 @@ def state_of(job: Job) -> str:
         return "done"
     if held(job.folder / LOCK):
         return "running"
-    log = job.folder / "log.txt"
-    if log.is_file():
-        return "failed" if _error(_lines(log)) else "stopped"
+    if job.log.is_file():
+        return "failed" if error_of(job.log) else "stopped"
     return "stopped" if (job.folder / "params.json").is_file() else "waiting"
-
-
-def last_words(job: Job) -> str:
-    """A run's error in one line, or else the last line of its log."""
-    log = job.folder / "log.txt"
-    lines = _lines(log) if log.is_file() else []
-    return (_error(lines) or (lines[-1] if lines else "begun, and left no log"))[:300]
-
-
-def _lines(log: Path) -> list[str]:
-    """What a log says, without colours and without what papermill, the kernel and Jupyter say of themselves."""
-    found = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in log.read_text(errors="replace").splitlines()]
-    return [line for line in found if line and not _ASIDE.match(line)]
-
-
-def _error(lines: Sequence[str]) -> str:
-    """The last line that names an error; empty where none does."""
-    named = (line for line in reversed(lines) if _ERROR.match(line))
-    return next((line for line in named if "PapermillExecutionError" not in line), "")
-
-
-_ERROR = re.compile(r"([A-Za-z_][\w.]*\.)?([A-Z]\w*(Error|Exception|Interrupt|Exit|Warning)|Busy|DeadKernel\w*)(:|$)")
-_ASIDE = re.compile(r"\[IPKernelApp\]|(Executing|Ending) Cell|(Input|Output) Notebook:|Executing notebook|Black is not")
 
 
 def _seconds(job: Job) -> float | None:

@@ -29,6 +29,7 @@ import yaml
 
 from linl.data import PROJECT
 from linl.locks import Held, only_one
+from linl.logs import last_words
 from linl.notebooks import notebook_defaults
 from linl.provenance import changed_since
 from linl.results import ParameterError, record, results_folder, run_folder, set_aside
@@ -67,6 +68,11 @@ class Job:
     def result(self) -> Path:
         """The file whose being there means done."""
         return self.folder / "result.json"
+
+    @property
+    def log(self) -> Path:
+        """What its notebook said, as it ran."""
+        return self.folder / "log.txt"
 
     @property
     def done(self) -> bool:
@@ -339,9 +345,7 @@ def _tell_failures(wanted: list[Job]) -> None:
     print("\nnot finished (run the same command again, finished runs stay):", file=sys.stderr)
     for job in wanted:
         if not job.done:
-            log = job.folder / "log.txt"
-            lines = [line for line in log.read_text().splitlines() if line.strip()] if log.is_file() else []
-            print(f"  {job.label}: {lines[-1][:300] if lines else 'did not start'}", file=sys.stderr)
+            print(f"  {job.label}: {last_words(job.log) or 'did not start'}", file=sys.stderr)
 
 
 def _show(wanted: list[Job], tables: Path) -> None:

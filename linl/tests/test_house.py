@@ -84,6 +84,7 @@ ORDER = [
     "shrinking",
     "locks",
     "lending",
+    "logs",
     "results",
     "provenance",
     "tables",
