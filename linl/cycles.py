@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from linl.checking import shown
+from linl.checkpoints import load_state, read_checkpoint
 from linl.data import mixed_seed
 from linl.dead_rates import watch
+from linl.files import atomic
 from linl.graph import clone
 from linl.masks import mask_, masked_layers, masks_of
 from linl.pruning import prune, pruned, refuse_settings
-from linl.train import History, atomic, load_state, read_checkpoint
+from linl.train import History
 
 REWINDS = ("weights", "late", "fine-tune")
 VARIANTS = ("lite", "pro")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linl.crops import Crop, sized
 from linl.images import Images, mixed_seed, normalized, random_crop, random_flip  # noqa: F401 - offered here too
 from linl.pictures import ImageFolderData
 from linl.sources import (
@@ -38,6 +39,7 @@ def load(
     normalize: str | None = None,
     download: bool = True,
     workers: int | None = None,
+    crop: Crop | None = None,
 ):
     """A data set by name.
 
@@ -53,6 +55,8 @@ def load(
         normalize: a name in `NORMALIZATIONS`, for published weights; None for the data set's own.
         download: fetch what is missing, where torchvision can.
         workers: decoding processes of an ImageFolder.
+        crop: how an ImageFolder's pictures are resized, as `linl.crops.standard(network)`; None: `size` pixels from
+            8/7 as many, bilinear. Where both are given, a `size` other than the crop's takes the crop's proportions.
 
     Returns: `Images`, or `ImageFolderData` with the same `batches`.
 
@@ -78,7 +82,7 @@ def load(
         own = Path(path).expanduser()
         below = [] if own.is_absolute() else [folder / (path or "imagenet") for folder in folders(root)]
         where = [*([own] if path else []), *below]
-        return ImageFolderData.find(where, source, size or 224, validation, seed, limit, workers)
+        return ImageFolderData.find(where, source, sized(crop, size), validation, seed, limit, workers)
     train, test = _digits() if source.loader == "digits" else _torchvision(source, root, download)
     train, validating = _split(train, validation, seed)
     splits = [tuple(t[:limit] for t in split) for split in (train, validating, test)]

@@ -26,7 +26,9 @@ import torch
 from torch import nn
 
 from linl import train
+from linl.checkpoints import save_weights
 from linl.devices import pick_device
+from linl.files import atomic
 from linl.images import Images
 from linl.models import create
 from linl.pictures import ImageFolderData
@@ -113,7 +115,7 @@ def _write(work: Path, net: nn.Module, data: Images | ImageFolderData, settings:
     from safetensors.torch import save_file
 
     work.mkdir(parents=True, exist_ok=True)
-    train.save_weights(net, work / "start.safetensors")
+    save_weights(net, work / "start.safetensors")
     told = {"made_by": net.made_by, "settings": asdict(settings), "how": how}
     if isinstance(data, Images):
         splits = {s: [t.cpu().contiguous() for t in getattr(data, s)] for s in ("train", "validation", "test")}
@@ -122,10 +124,10 @@ def _write(work: Path, net: nn.Module, data: Images | ImageFolderData, settings:
         told["images"] = {key: getattr(data, key) for key in ("name", "num_classes", "mean", "std", "augment")}
     else:
         told["folder"] = {
-            "root": str(Path(data.root).absolute()), "crop": data.crop, "mean": data.mean, "std": data.std,
+            "root": str(Path(data.root).absolute()), "crop": asdict(data.crop), "mean": data.mean, "std": data.std,
             "validation_share": data.validation_share, "seed": data.seed, "limit": data.limit, "workers": data.workers,
         }  # fmt: skip
-    with train.atomic(work / "told.json") as part:
+    with atomic(work / "told.json") as part:
         part.write_text(json.dumps(told, indent=1) + "\n")
 
 

@@ -66,14 +66,21 @@ class Images:
         return normalized(images, self.mean, self.std)
 
     def batches(
-        self, split: str, batch_size: int, *, seed: int | None = None, epoch: int = 0, share: Share = None
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        share: Share = None,
+        first: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of (normalized float32 images (B, C, H, W), labels (B,)).
 
         With a seed: shuffled and augmented, the last short batch dropped; order and augmentation follow
         from (seed, epoch) alone, so a resumed run sees what an uninterrupted one sees. Without: in
         order, whole, untouched. With a share (i, n): of every batch the i-th of n parts alone, as every n-th image,
-        cropped and flipped as in the whole.
+        cropped and flipped as in the whole. `first`: with a seed, the number of the first batch that is wanted.
         """
         images, labels = getattr(self, split)
         part = slice(share[0], None, share[1]) if share else slice(None)
@@ -86,14 +93,15 @@ class Images:
         generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
         order = torch.randperm(len(labels), generator=generator)
         batch_size = min(batch_size, len(labels))
-        for start in range(0, len(labels) - batch_size + 1, batch_size):
+        for number, start in enumerate(range(0, len(labels) - batch_size + 1, batch_size)):
             index = order[start : start + batch_size].to(images.device)
             batch = images[index]
             if "crop" in self.augment:
                 batch = random_crop(batch, 4, generator)
             if "flip" in self.augment:
                 batch = random_flip(batch, generator)
-            yield self.normalize(batch[part]), labels[index[part]]
+            if number >= first:  # what comes before has drawn its chance all the same
+                yield self.normalize(batch[part]), labels[index[part]]
 
 
 def normalized(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -399,9 +399,9 @@ def create(
         input_size: (channels, height, width) of an image.
         width: multiplies every hidden width, rounded to multiples of 8; for trial runs.
         init: "default" (the layers' own), "linlnet" or "linlnet-imagenet" (the paper's code), "kaiming".
-        pretrained: None; "imagenet" for the weights of torchvision (alexnet, vgg16, vgg19, resnet18,
-            mobilenetv2) or timm (efficientnet_lite0-4), whose own layout is then built; a file of weights
-            (.safetensors, .pt, .pth, .th) for this layout; or, for mobilenetv2, an archive of TensorFlow's
+        pretrained: None; "imagenet" for the weights of torchvision (alexnet, vgg16, vgg19, resnet18, mobilenetv2)
+            or timm (efficientnet_lite0-4: Google's, for inputs from -1 to 1), whose own layout is then built; a file
+            of weights (.safetensors, .pt, .pth, .th) for this layout; or, for mobilenetv2, an archive of TensorFlow's
             weights (.npz, see `linl.weights`), in whose layout it is built, with a head of its classes.
         options: of the network: mlp(hidden, norm, dropout), alexnet/vgg/mobilenetv2/efficientnet_lite
             (dropout), resnet18(stem="linlnet" | "cifar" | "imagenet", shortcut), resnet20-56(shortcut),
@@ -463,7 +463,7 @@ def _published(name: str, num_classes: int) -> nn.Module:
     if name.startswith("efficientnet_lite"):
         import timm
 
-        return timm.create_model(name, pretrained=True, num_classes=num_classes)
+        return timm.create_model(f"tf_{name}", pretrained=True, num_classes=num_classes)  # of all five sizes
     import torchvision.models as tv
 
     makers = {

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from linl.crops import Crop
 from linl.images import Share, mixed_seed, normalized
 from linl.sources import DataError, Source
 
@@ -22,11 +24,12 @@ from linl.sources import DataError, Source
 class ImageFolderData:
     """`train/<class>/*`, `val/<class>/*`: random resized crops for training, resize and centre crop to test.
 
-    The test split is `val/` (ImageNet's public labels); "validation" is a share of `train/`.
+    The test split is `val/` (ImageNet's public labels); "validation" is a share of `train/`. Workers decode, crop and
+    resize in uint8; the rest is done on the device.
     """
 
     root: Path
-    crop: int
+    crop: Crop
     mean: tuple[float, ...]
     std: tuple[float, ...]
     validation_share: float
@@ -56,7 +59,7 @@ class ImageFolderData:
     def __post_init__(self) -> None:
         from torchvision.datasets import ImageFolder
 
-        self.input_size = (3, self.crop, self.crop)
+        self.input_size = (3, self.crop.size, self.crop.size)
         try:
             self._train, self._test = ImageFolder(self.root / "train"), ImageFolder(self.root / "val")
         except FileNotFoundError as error:
@@ -84,6 +87,7 @@ class ImageFolderData:
     def fingerprint(self) -> str:
         """Short text that differs for different training data, or another normalization."""
         files = " ".join(Path(path).name for path, _ in self._train.samples) + repr((self.mean, self.std))
+        files += "" if self.crop.interpolation == "bilinear" else self.crop.interpolation
         return f"{self.name} {self.size('train')}x{self.input_size} {zlib.crc32(files.encode()):08x}"
 
     def to(self, device: str | torch.device) -> ImageFolderData:
@@ -96,29 +100,44 @@ class ImageFolderData:
         return normalized(images, self.mean, self.std)
 
     def batches(
-        self, split: str, batch_size: int, *, seed: int | None = None, epoch: int = 0, share: Share = None
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        share: Share = None,
+        first: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `Images.batches`; crops and flips follow from (seed, epoch) whatever the number of workers."""
-        from torchvision.transforms import v2
+        """As `Images.batches`; crops and flips follow from (seed, epoch) whatever the number of workers.
 
+        Raises:
+            DataError: a picture that can't be read, by its name.
+        """
         training = seed is not None
-        steps = (
-            [v2.RandomResizedCrop(self.crop, antialias=True), v2.RandomHorizontalFlip()]
-            if training
-            else [v2.Resize(round(self.crop / 0.875), antialias=True), v2.CenterCrop(self.crop)]
-        )
-        transform = v2.Compose([v2.PILToTensor(), *steps])
+        own = mixed_seed(seed or 0, epoch)
+        generator = torch.Generator().manual_seed(own)
         base = self._test if split == "test" else self._train
-        workers = min(8, os.cpu_count() or 1) if self.workers is None else self.workers
-        generator = torch.Generator().manual_seed(mixed_seed(seed or 0, epoch))
+        batches = _shares(self.size(split), batch_size, generator if training else None, share)
         loader = torch.utils.data.DataLoader(
-            _Pictures(base, self._index[split], transform, mixed_seed(seed or 0, epoch)),
-            batch_sampler=_shares(self.size(split), batch_size, generator if training else None, share),
-            num_workers=workers,
+            _Pictures(base.samples, self._index[split], _transform(self.crop, training), own),
+            batch_sampler=batches[first:] if training else batches,
+            num_workers=min(8, os.cpu_count() or 1) if self.workers is None else self.workers,
+            generator=generator,  # else it draws from the training's own chance, once more when that is taken up again
             pin_memory=torch.device(self.device).type == "cuda",
         )
         for images, labels in loader:
             yield self.normalize(images.to(self.device, non_blocking=True)), labels.to(self.device, non_blocking=True)
+
+
+def _transform(crop: Crop, training: bool):
+    """uint8 (3, height, width) to uint8 (3, size, size)."""
+    from torchvision.transforms import InterpolationMode, v2
+
+    how = {"interpolation": InterpolationMode(crop.interpolation), "antialias": True}
+    if training:
+        return v2.Compose([v2.RandomResizedCrop(crop.size, **how), v2.RandomHorizontalFlip()])
+    return v2.Compose([v2.Resize(crop.shorter, **how), v2.CenterCrop(crop.size)])
 
 
 def _shares(count: int, batch_size: int, generator: torch.Generator | None, share: Share) -> list[list[int]]:
@@ -132,16 +151,52 @@ def _shares(count: int, batch_size: int, generator: torch.Generator | None, shar
 
 
 class _Pictures(torch.utils.data.Dataset):
-    """Some pictures of a folder, each cropped and flipped by a seed of its own."""
+    """Some pictures of a folder, each cropped and flipped by a seed of its own.
 
-    def __init__(self, base, index: list[int], transform, seed: int) -> None:
-        self.base, self.index, self.transform, self.seed = base, index, transform, seed
+    Names and labels are arrays: of Python objects, each worker's counting of references would make a copy.
+    """
+
+    def __init__(self, samples: list[tuple[str, int]], index: list[int], transform, seed: int) -> None:
+        self.paths = np.array([os.fsencode(samples[i][0]) for i in index], dtype=bytes)
+        self.labels = np.array([samples[i][1] for i in index])
+        self.index, self.transform, self.seed = np.array(index), transform, seed
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, i: int):
-        path, label = self.base.samples[self.index[i]]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mixed_seed(self.seed, self.index[i]))
-            return self.transform(self.base.loader(path)), label
+        picture = decoded(Path(os.fsdecode(self.paths[i])))
+        if torch.utils.data.get_worker_info() is None:  # in the process that trains: its own chance stays as it is
+            with torch.random.fork_rng(devices=[]):
+                return self._seen(picture, i)
+        return self._seen(picture, i)
+
+    def _seen(self, picture: Tensor, i: int):
+        torch.manual_seed(mixed_seed(self.seed, int(self.index[i])))
+        return self.transform(picture), int(self.labels[i])
+
+
+def decoded(path: Path) -> Tensor:
+    """A picture's pixels, uint8 (3, height, width).
+
+    torchvision decodes what it can (1.5 times as fast as Pillow, and without its copies), Pillow the rest: odd colour
+    spaces, other formats.
+
+    Raises:
+        DataError: neither can.
+    """
+    from torchvision.io import ImageReadMode, decode_image, read_file
+
+    try:
+        pixels = decode_image(read_file(str(path)), ImageReadMode.RGB)
+        if pixels.ndim == 3 and pixels.dtype == torch.uint8:
+            return pixels
+    except RuntimeError:
+        pass
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} can't be read as a picture ({error}): mend it, or take it out of the folder") from None

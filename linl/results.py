@@ -26,8 +26,8 @@ from typing import Any
 import pandas as pd
 
 from linl.data import PROJECT
+from linl.files import atomic
 from linl.locks import Held, hold, release
-from linl.train import atomic
 
 NOT_IN_KEY = frozenset({"seed", "device", "threads", "processes", "overwrite", "results_dir", "data_dir"})
 """Parameters that say where and how a run is done, not what is run."""

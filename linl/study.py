@@ -28,12 +28,12 @@ import pandas as pd
 import yaml
 
 from linl.data import PROJECT
+from linl.files import atomic
 from linl.locks import Held, only_one
 from linl.logs import last_words
 from linl.notebooks import notebook_defaults
 from linl.provenance import changed_since
 from linl.results import ParameterError, record, results_folder, run_folder, set_aside
-from linl.train import atomic
 
 _BLOCK = {"notebook", "with", "each", "seeds", "threads", "memory", "gpus", "minutes"}
 _NEEDS = {"memory": float, "gpus": int, "minutes": int}

@@ -1,18 +1,16 @@
 """Training: one function, recipes as data, a checkpoint every epoch.
 
-A killed training, started again with the same arguments, goes on after its newest finished epoch, sees
+A killed training, started again with the same arguments, goes on from its newest checkpoint, sees
 the same batches and, on the same machine, ends with the same figures: order, augmentation and dropout
-of an epoch follow from (seed, epoch) alone. Test images are never looked at here.
+of an epoch follow from (seed, epoch) alone. Checkpoints are written after every epoch and, in long ones, every
+ten minutes. Test images are never looked at here.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from linl.checkpoints import load_state, read_checkpoint, read_weights, save_weights
 from linl.data import mixed_seed
 from linl.devices import (
     autocast,
@@ -29,6 +28,8 @@ from linl.devices import (
     pick_device,
     pick_precision,
 )
+from linl.epochs import Epoch, take_up_chance
+from linl.files import atomic
 from linl.graph import evaluating
 from linl.losses import ADVERSARIES, LOSSES, l1, pixel_range, stability
 from linl.recipes import RECIPES, Recipe, recipe  # noqa: F401 - offered here too
@@ -70,6 +71,7 @@ class _State:
     epoch: int = 0
     metrics: list[dict] = field(default_factory=list)
     units: list[dict] = field(default_factory=list)
+    within: dict | None = None  # an epoch half done, as `Epoch.saved`
 
 
 def fit(
@@ -84,6 +86,7 @@ def fit(
     fused_units: bool = False,
     verbose: bool = True,
     watch: Callable[[nn.Module], dict[str, float]] | None = None,
+    save_every: float = 600.0,
 ) -> History:
     """Trains a network in place (units, where it has any, by their own group and projection).
 
@@ -97,8 +100,9 @@ def fit(
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         precision: "auto", "bf16" or "fp32".
         fused_units: compiled unit kernels (a few seconds once; needs a compiler).
-        verbose: one line an epoch.
+        verbose: one line an epoch, and one a minute in long ones.
         watch: called with the network after every epoch; the numbers that it gives are columns of `metrics`.
+        save_every: seconds after which a checkpoint is written although the epoch isn't done.
 
     As one of torchrun's processes (`linl.distributed` starts them) it trains together with the others, by the rules of
     `linl.worlds`.
@@ -133,22 +137,25 @@ def fit(
         return replace(done, precision=precision, device=where.type)
     state = _resume(folder, net, optimizer, identity) or _State(units=_unit_rows(net, 0))
     resumed = state.epoch
-    if resumed and verbose:
-        print(f"resumed after epoch {resumed} of {settings.epochs}", flush=True)
     steps = max(1, data.size("train") // min(settings.batch_size, data.size("train")))
+    if verbose and (resumed or state.within):
+        part = f", {100 * state.within['step'] / steps:.0f} % into the next" if state.within else ""
+        print(f"resumed after epoch {resumed} of {settings.epochs}{part}", flush=True)
     model = us.wrapped(net, where)
     cuda = [where] if where.type == "cuda" else []
+    saving = _Saving(folder if us.first else None, net, optimizer, state, identity, save_every)
     with torch.random.fork_rng(devices=cuda), fp32_where_bf16_is_slow(net, where, precision):
         for epoch in range(resumed, settings.epochs):
-            torch.manual_seed(mixed_seed(seed, epoch))
-            row = _one_epoch(net, model, data, settings, optimizer, peaks, epoch, steps, seed, where, precision, us)
+            current = Epoch(epoch + 1, settings.epochs, steps, where, us, state.within)
+            if not (state.within and take_up_chance(state.within["chance"], where, us)):
+                torch.manual_seed(mixed_seed(seed, epoch, *([current.step] if current.step else [])))
+            row = _one_epoch(net, model, data, settings, optimizer, peaks, current, seed, precision, saving, verbose)
             row |= _validate(net, data, settings.batch_size, where, precision, settings.loss, us)
             row |= watch(net) if watch else {}
-            state.epoch = epoch + 1
+            state.epoch, state.within = epoch + 1, None
             state.metrics.append(row)
             state.units += _unit_rows(net, epoch + 1)
-            if folder and us.first:
-                _checkpoint(folder, net, optimizer, state, identity)
+            saving.save()
             if verbose:
                 print(_line(row, settings.epochs), flush=True)
     net.eval()
@@ -158,20 +165,18 @@ def fit(
     return History(pd.DataFrame(state.metrics), pd.DataFrame(state.units), resumed, precision, where.type)
 
 
-def _one_epoch(net, model, data, settings, optimizer, peaks, epoch, steps, seed, where, precision, us) -> dict:
+def _one_epoch(net, model, data, settings, optimizer, peaks, current, seed, precision, saving, verbose) -> dict:
     net.train()
-    began, seen, limits = time.perf_counter(), 0, pixel_range(data)
-    loss_sum = torch.zeros((), device=where)
-    right = torch.zeros((), device=where, dtype=torch.long)
-    batches = data.batches("train", settings.batch_size, seed=seed, epoch=epoch, **_share(us))
-    for i, (images, labels) in enumerate(batches):
-        factor = settings.factor(epoch * steps + i, steps)
+    limits, classifies, epoch = pixel_range(data), settings.loss == "cross_entropy", current.number - 1
+    options = _share(current.us) | ({"first": current.step} if current.step else {})
+    for images, labels in data.batches("train", settings.batch_size, seed=seed, epoch=epoch, **options):
+        factor = settings.factor(epoch * current.steps + current.step, current.steps)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
         if images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         for seen_images in _attacked(net, images, labels, settings, limits):
-            with autocast(where, precision):
+            with autocast(current.where, precision):
                 logits = model(seen_images)
             loss = LOSSES[settings.loss](logits.float(), images, labels)
             total = loss + _terms(net, images, settings, limits)
@@ -179,22 +184,14 @@ def _one_epoch(net, model, data, settings, optimizer, peaks, epoch, steps, seed,
             total.backward()
             optimizer.step()
             project_(net)
-        loss_sum += loss.detach() * len(labels)
-        right += (logits.detach().argmax(1) == labels).sum() if settings.loss == "cross_entropy" else 0
-        seen += len(labels)
-        if i == 20:
-            _refuse_nan(loss_sum, epoch, settings)
-    _refuse_nan(loss_sum, epoch, settings)
-    loss_sum, right, seen = us.totals(loss_sum.item(), right.item(), seen)
-    seconds = time.perf_counter() - began
-    return {
-        "epoch": epoch + 1,
-        "train_loss": loss_sum / seen,
-        "train_accuracy": right / seen if settings.loss == "cross_entropy" else math.nan,
-        "lr": optimizer.param_groups[0]["lr"],
-        "seconds": seconds,
-        "images_per_second": seen / seconds,
-    }
+        current.add(loss, (logits.detach().argmax(1) == labels).sum() if classifies else 0, len(labels))
+        if current.step == 21:
+            _refuse_nan(current, settings)
+        if verbose and (told := current.telling()):
+            print(told, flush=True)
+        saving.within(current, settings)
+    _refuse_nan(current, settings)
+    return current.row(optimizer.param_groups[0]["lr"], classifies)
 
 
 def _share(us: World) -> dict:
@@ -219,10 +216,10 @@ def _terms(net, images, settings, limits):
     return total
 
 
-def _refuse_nan(loss_sum, epoch, settings) -> None:
-    if not torch.isfinite(loss_sum):
+def _refuse_nan(current: Epoch, settings: Recipe) -> None:
+    if not math.isfinite(loss := current.loss()):
         raise FloatingPointError(
-            f"the loss is {loss_sum.item()} in epoch {epoch + 1}: a lower learning rate than {settings.lr} "
+            f"the loss is {loss} in epoch {current.number}: a lower learning rate than {settings.lr} "
             "usually mends it. The newest checkpoint is kept."
         )
 
@@ -303,63 +300,30 @@ def evaluate(
 # --- checkpoints -----------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A file that appears whole or not at all: write to the path given, it is renamed at the end.
+class _Saving:
+    """When and where checkpoints are written; nowhere without a folder."""
 
-    Raises:
-        OSError: it can't be written; what was at `path` stays, the half-written file is removed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except Exception as error:
-        part.unlink(missing_ok=True)
-        if not _is_write_error(error):
-            raise
-        raise OSError(
-            f"could not write {path} ({_first_line(error)}). What was there before is untouched: "
-            "make room (or make it writable) and run the same command again, it goes on from there."
-        ) from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    def __init__(self, folder: Path | None, net, optimizer, state: _State, identity: dict, every: float) -> None:
+        self.folder, self.net, self.optimizer, self.state, self.identity = folder, net, optimizer, state, identity
+        self.every, self._last = every, time.perf_counter()
 
+    def save(self) -> None:
+        self._last = time.perf_counter()
+        if self.folder is None:
+            return
+        with atomic(self.folder / "checkpoint.pt") as part:
+            content = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+            torch.save({**content, "identity": self.identity, **asdict(self.state)}, part)
+        _write_tables(self.folder, self.state)
 
-def _is_write_error(error: Exception) -> bool:
-    """Whether a file couldn't be written; torch and safetensors have exceptions of their own for that."""
-    torchs = isinstance(error, RuntimeError) and any(
-        w in str(error) for w in ("inline_container", "PytorchStreamWriter")
-    )
-    return isinstance(error, OSError) or torchs or type(error).__name__ == "SafetensorError"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [repr(error)])[0]
-
-
-def save_weights(net: nn.Module, path: Path, training: dict | None = None) -> None:
-    """The state_dict as safetensors; how it was trained goes into the file's metadata."""
-    from safetensors.torch import save_file
-
-    tensors = {
-        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, value in net.state_dict().items()
-    }
-    with atomic(path) as part:
-        save_file(tensors, part, {"training": json.dumps(training or {})})
-
-
-def _checkpoint(folder: Path, net, optimizer, state: _State, identity: dict) -> None:
-    with atomic(folder / "checkpoint.pt") as part:
-        torch.save(
-            {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "identity": identity, **asdict(state)}, part
-        )
-    _write_tables(folder, state)
+    def within(self, current: Epoch, settings: Recipe) -> None:
+        """Saves a long epoch half done. Processes that train together agree on it, now and then."""
+        if (current.us.size > 1 and current.step % 20) or current.step == current.steps:
+            return
+        if current.us.agreed(time.perf_counter() - self._last >= self.every):
+            _refuse_nan(current, settings)
+            self.state.within = current.saved()
+            self.save()
 
 
 def _write_tables(folder: Path, state: _State) -> None:
@@ -374,62 +338,9 @@ def _finished(folder: Path | None, net: nn.Module, identity: dict) -> History | 
     path = folder / "model.safetensors" if folder else None
     if path is None or not path.is_file() or not (folder / "metrics.csv").is_file():
         return None
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            training = json.loads((file.metadata() or {}).get("training", "{}"))
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except Exception as error:
-        raise ValueError(f"{path} can't be read ({_first_line(error)}): delete it to start anew") from error
-    refuse_other(path, training, identity)
-    load_state(path, net, state)
+    load_state(path, net, read_weights(path, identity))
     units = pd.read_csv(folder / "units.csv") if (folder / "units.csv").is_file() else pd.DataFrame()
     return History(pd.read_csv(folder / "metrics.csv"), units, identity["epochs"])
-
-
-def refuse_other(path: Path, saved: dict, identity: dict) -> None:
-    """
-    Raises:
-        ValueError: a file whose identity is another than this one.
-    """
-    differ = sorted(key for key in identity if saved.get(key) != identity[key])
-    if differ:
-        raise ValueError(
-            f"{path} belongs to another training ({', '.join(differ)} differ): use another folder, or delete it "
-            "to start anew"
-        )
-
-
-def load_state(path: Path, net: nn.Module, state: dict) -> None:
-    """Loads a state_dict.
-
-    Raises:
-        ValueError: it is of another network.
-    """
-    try:
-        net.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path} belongs to another network ({' '.join(str(error).split()[:30])}): use another folder, or "
-            "delete it to start anew"
-        ) from error
-
-
-def read_checkpoint(path: Path, identity: dict) -> dict:
-    """What a checkpoint file holds.
-
-    Raises:
-        ValueError: it can't be read, or its own "identity" is another than this one.
-    """
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"the checkpoint {path} can't be read ({_first_line(error)}): delete it to start anew"
-        ) from error
-    refuse_other(path, saved["identity"], identity)
-    return saved
 
 
 def _resume(folder: Path | None, net, optimizer, identity: dict) -> _State | None:
@@ -439,4 +350,4 @@ def _resume(folder: Path | None, net, optimizer, identity: dict) -> _State | Non
     saved = read_checkpoint(path, identity)
     load_state(path, net, saved["net"])
     optimizer.load_state_dict(saved["optimizer"])
-    return _State(saved["epoch"], saved["metrics"], saved["units"])
+    return _State(saved["epoch"], saved["metrics"], saved["units"], saved.get("within"))

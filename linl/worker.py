@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from linl import train
+from linl.crops import Crop
 from linl.devices import pick_device
 from linl.distributed import built
 from linl.images import Images
@@ -48,7 +49,8 @@ def _data(told: dict, work: Path) -> Images | ImageFolderData:
     from safetensors.torch import load_file
 
     if "folder" in told:
-        return ImageFolderData(**{**told["folder"], "root": Path(told["folder"]["root"])})
+        folder = told["folder"]
+        return ImageFolderData(**{**folder, "root": Path(folder["root"]), "crop": Crop(**folder["crop"])})
     tensors, rest = load_file(work / "data.safetensors"), told["images"]
     splits = {split: (tensors[f"{split}.x"], tensors[f"{split}.y"]) for split in ("train", "validation", "test")}
     tuples = {key: tuple(rest[key]) for key in ("mean", "std", "augment")}

@@ -48,6 +48,23 @@ class World:
         dist.all_reduce(summed)
         return summed.tolist()
 
+    def gathered(self, mine: torch.Tensor) -> list[torch.Tensor]:
+        """A tensor of every process, by rank; all of one size."""
+        if self.size == 1:
+            return [mine]
+        own = mine.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(parts, own)
+        return [part.cpu() for part in parts]
+
+    def agreed(self, mine: bool) -> bool:
+        """What the first process says, so that all do the same."""
+        if self.size == 1:
+            return mine
+        said = torch.tensor([float(mine)], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.broadcast(said, 0)
+        return bool(said.item())
+
     def wrapped(self, net: nn.Module, where: torch.device) -> nn.Module:
         """A network whose gradients are averaged over all processes; the same object where there is one."""
         if self.size == 1:

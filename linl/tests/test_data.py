@@ -6,7 +6,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import linl
 from linl import data
 from linl.data import DataError, load
 
@@ -148,8 +150,6 @@ def test_cifar100_is_read_with_its_hundred_labels(small_cifar100, monkeypatch):
 
 
 def test_folders_of_pictures(tmp_path):
-    from PIL import Image
-
     rng = np.random.default_rng(0)
     for split, count in (("train", 10), ("val", 3)):
         for label in ("cat", "dog"):
@@ -168,6 +168,74 @@ def test_folders_of_pictures(tmp_path):
     (tmp_path / "val" / "dog").rename(tmp_path / "val" / "wolf")
     with pytest.raises(DataError, match="classes differ between train/ and val/, e.g. dog"):
         load(f"imagefolder:{tmp_path}", size=32)
+
+
+def pictures(folder, count, draw):
+    """train/ and val/ of two classes, `count` pictures each."""
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            (folder / split / label).mkdir(parents=True)
+            for i in range(count):
+                draw(folder / split / label / f"{i}.png")
+
+
+def noise(path, mode="RGB", kind=None):
+    shape = {"RGB": (30, 40, 3), "CMYK": (30, 40, 4), "L": (30, 40)}[mode]
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8), mode).save(path, kind)
+
+
+FORMATS = [("RGB", "PNG"), ("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "BMP"), ("CMYK", "TIFF")]
+
+
+@pytest.mark.parametrize(("mode", "kind"), FORMATS)
+def test_a_decoded_picture_is_pillows(tmp_path, mode, kind):
+    noise(tmp_path / "x", mode, kind)
+    with Image.open(tmp_path / "x") as picture:
+        want = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    found = linl.pictures.decoded(tmp_path / "x")
+    assert found.dtype == torch.uint8 and found.shape == (3, 30, 40)
+    assert (found.int() - want.int()).abs().max() <= (0 if mode != "CMYK" else 3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_cannot_be_read_is_named(tmp_path, workers):
+    pictures(tmp_path, 2, noise)
+    (tmp_path / "train" / "dog" / "1.png").write_bytes(b"no picture")
+    found = load(f"imagefolder:{tmp_path}", size=16, validation=0.0, workers=workers)
+    with pytest.raises(DataError, match=r"train/dog/1\.png can't be read as a picture .*: mend it, or take it out"):
+        list(found.batches("train", 4, seed=0))
+
+
+def test_workers_and_a_late_start_change_nothing(tmp_path):
+    pictures(tmp_path, 6, noise)
+    calm, many = (load(f"imagefolder:{tmp_path}", size=16, validation=0.0, workers=n) for n in (0, 2))
+    torch.manual_seed(5)
+    whole = list(calm.batches("train", 4, seed=1))
+    untouched = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(untouched, torch.rand(1)), "the training's own chance stays as it is"
+    for found, first in ((many, 0), (calm, 1), (many, 2)):
+        for (x, y), (a, b) in zip(found.batches("train", 4, seed=1, first=first), whole[first:], strict=True):
+            assert torch.equal(x, a) and torch.equal(y, b)
+
+
+def test_a_network_is_scored_with_its_own_crop(tmp_path):
+    lite = [linl.crops.standard(f"efficientnet_lite{i}") for i in range(5)]
+    assert [c.size for c in lite] == [224, 240, 260, 300, 380]
+    assert [c.interpolation for c in lite] == ["bicubic"] * 3 + ["bilinear"] * 2 and lite[0].shorter == 256
+    assert linl.crops.standard("alexnet") == linl.crops.Crop(224, 256)
+    assert linl.crops.sized(lite[4], 190) == linl.crops.Crop(190, round(lite[4].shorter / 2), "bilinear")
+    pictures(tmp_path, 1, lambda path: Image.fromarray(np.tile(np.arange(64, dtype=np.uint8) * 4, (32, 1))).save(path))
+    small = load(f"imagefolder:{tmp_path}", validation=0.0, workers=0, crop=linl.crops.Crop(16, 16))
+    wide = load(f"imagefolder:{tmp_path}", validation=0.0, workers=0, crop=linl.crops.Crop(16, 32))
+    (a, _), (b, _) = (next(f.batches("test", 2)) for f in (small, wide))
+    assert a.shape == b.shape == (2, 3, 16, 16)
+    spread = [(x[:, 0].amax() - x[:, 0].amin()).item() for x in (a, b)]
+    assert spread[0] == pytest.approx(2 * spread[1], rel=0.02), "half the picture was resized to as much"
+    with pytest.raises(ValueError, match="a crop of 16 pixels out of 8"):
+        linl.crops.Crop(16, 8)
+    with pytest.raises(ValueError, match="choose from bilinear, bicubic"):
+        linl.crops.Crop(16, 16, "nearest")
 
 
 def test_real_cifar10(data_folder):

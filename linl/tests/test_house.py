@@ -10,6 +10,7 @@ import pytest
 from linl.data import PROJECT
 
 ORDER = [
+    "files",
     "affine",
     "merge",
     "whole",
@@ -66,12 +67,15 @@ ORDER = [
     "models",
     "sources",
     "images",
+    "crops",
     "pictures",
     "data",
     "components",
     "losses",
     "recipes",
     "worlds",
+    "epochs",
+    "checkpoints",
     "train",
     "distributed",
     "worker",

@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import linl
+from linl.checkpoints import save_weights
 from linl.masks import Mask, harden_masks, is_masked, mask_, masks_of, prunable
-from linl.train import fit, recipe, save_weights
+from linl.train import fit, recipe
 
 X = torch.randn(6, 3, 8, 8)
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -182,6 +183,57 @@ def test_killed_and_started_again_it_ends_the_same(tmp_path):
         pd.testing.assert_frame_equal(a.drop(columns=drop), b.drop(columns=drop), check_exact=True)
 
 
+class Stops:
+    """Data whose reading ends with an interrupt, as a kill would, after so many training batches in all."""
+
+    def __init__(self, data, after):
+        self.data, self.left = data, after
+
+    def __getattr__(self, name):
+        return getattr(self.data, name)
+
+    def to(self, device):
+        return self
+
+    def batches(self, split, *args, **options):
+        for batch in self.data.batches(split, *args, **options):
+            if split == "train":
+                self.left -= 1
+                if self.left < 0:
+                    raise KeyboardInterrupt
+            yield batch
+
+
+@pytest.mark.parametrize("extra", [{}, {"adversary": "pgd", "eps": 0.1, "attack_step": 0.05, "attack_steps": 2}])
+def test_stopped_within_an_epoch_it_ends_the_same(tmp_path, capsys, extra):
+    """Seven batches an epoch; stopped in the second after three of them, and there again: dropout, attacks and all."""
+    data = linl.data.load("digits", limit=256, validation=0.1)
+    settings = recipe("linlnet-digits", **SMALL, **extra)
+
+    def net():
+        return setting()[0]
+
+    straight = fit(net(), data, settings, folder=tmp_path / "straight", verbose=False)
+    for count in (11, 1):
+        with pytest.raises(KeyboardInterrupt):
+            fit(net(), Stops(data, count), settings, folder=tmp_path / "cut", verbose=False, save_every=0)
+    capsys.readouterr()
+    ended = fit(net(), data, settings, folder=tmp_path / "cut")
+    assert "resumed after epoch 1 of 3, 50 % into the next" in capsys.readouterr().out
+    same(ended.metrics, straight.metrics)
+    a, b = ((tmp_path / f / "model.safetensors").read_bytes() for f in ("cut", "straight"))
+    assert a == b, "every weight is the same"
+
+
+def test_a_long_epoch_tells_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(linl.epochs, "TELL_EVERY", 0.0)
+    net, digits = setting()
+    fit(net, digits, recipe("linlnet-digits", **{**SMALL, "epochs": 1}))
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"epoch   1/1   25 %  loss \d\.\d{4}  \d+ images/s  0 min to its end", lines[0]), lines
+    assert len(lines) == 4 and "validation" in lines[-1], "three of four batches, then the epoch"
+
+
 def test_finished_training_is_loaded_not_redone(tmp_path, capsys):
     net, digits = setting()
     settings = recipe("linlnet-digits", **SMALL)
@@ -228,14 +280,14 @@ def test_a_disk_that_is_really_full(tmp_path):
     net, _ = setting()
 
     def attempt(write):
-        with linl.train.atomic(tmp_path / "net.bin") as part:
+        with linl.files.atomic(tmp_path / "net.bin") as part:
             write(part)
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (700, before[1]))
-        for write in (lambda p: torch.save(net.state_dict(), p), lambda p: linl.train.save_weights(net, p)):
+        for write in (lambda p: torch.save(net.state_dict(), p), lambda p: linl.checkpoints.save_weights(net, p)):
             with pytest.raises(OSError, match=r"could not write .*net\.bin .*run the same command again"):
                 attempt(write)
     finally:
