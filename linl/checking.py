@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from linl.chains import Fork
-from linl.graph import clone, evaluating
+from linl.graph import clone, evaluating, is_norm_act
 from linl.operations import Link
 
 
@@ -86,7 +86,7 @@ def verify(net: nn.Module, other: nn.Module, example: Tensor, tolerance: float |
     rows = []
     for name, place in places.items():
         if place.end in a_all and place.value in b_all:
-            u, v = a_all[place.end], b_all[place.value]
+            u, v = place.factor * a_all[place.end], b_all[place.value]
             rows.append({"where": name, **difference(u, v.reshape(u.shape), place.interior)})
     return Verification(_largest(a - b), max(1.0, _largest(a)), tolerance, rows)
 
@@ -107,6 +107,16 @@ def values(net: nn.Module, example: Tensor, names: Iterable[str] = ()) -> dict[s
 
     class Listen(fx.Interpreter):
         def run_node(self, node: fx.Node):
+            module = double.get_submodule(node.target) if node.op == "call_module" else None
+            if node.name in names and is_norm_act(module):  # a run ends with its norm, before its activation
+
+                def keep(_, inputs) -> None:
+                    found[node.name] = inputs[0].clone()
+
+                handle = module.act.register_forward_pre_hook(keep)
+                value = super().run_node(node)
+                handle.remove()
+                return value
             value = super().run_node(node)
             if node.name in names and isinstance(value, Tensor):
                 found[node.name] = value.clone()  # an in-place operation may come

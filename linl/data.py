@@ -23,6 +23,7 @@ from linl.sources import (
     DataError,
     Source,
     find_file,  # noqa: F401 - offered here too
+    find_weights,  # noqa: F401 - offered here too
     folders,
 )
 

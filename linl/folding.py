@@ -226,9 +226,10 @@ class _Work:
         """Everything accepted into the graph."""
         places = {}
         for step, layer, row in self.accepted:
-            end = step.links[-1].end.name
+            end = step.links[-1].end
+            name, factor = end.name, end.meta.get("factor", 1.0)
             row["layer"], value = rewriting.write_(self.traced, step, layer, self.example)
-            places[row["layer"]] = Place(end, value.name, interior_of(step.links, step.size))
+            places[row["layer"]] = Place(name, value.name, interior_of(step.links, step.size), factor)
         return places
 
 

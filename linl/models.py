@@ -427,7 +427,13 @@ def create(
     if num_classes < 1:
         raise ValueError(f"num_classes = {num_classes}: must be at least 1")
     if pretrained == "imagenet":
-        net = _published(name, num_classes)
+        try:
+            net = _published(name, num_classes)
+        except OSError as error:  # URLError among them
+            raise FileNotFoundError(
+                f"the published weights of {name} can't be had ({error}): create it once where there is a network, they "
+                "stay in the caches of torch and timm; or name a file of weights"
+            ) from error
     elif is_archive(pretrained):
         net = archived(name, num_classes, pretrained)
     else:

@@ -84,6 +84,10 @@ class ImageFolderData:
         """Number of images in "train", "validation" or "test"."""
         return len(self._index[split])
 
+    def files(self) -> list[Path]:
+        """All of `train/`, by class."""
+        return [Path(path) for path, _ in self._train.samples]
+
     def fingerprint(self) -> str:
         """Short text that differs for different training data, or another normalization."""
         files = " ".join(Path(path).name for path, _ in self._train.samples) + repr((self.mean, self.std))

@@ -25,11 +25,18 @@ COLUMNS = ["layer", "first", "last", "operations", "layers", "verdict", "reason"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a merged run's value is: its last node before (`end`) and after (`value`), and its interior."""
+    """Where a merged run's value is.
+
+    Attributes:
+        end, value: its last node before and after.
+        interior: positions that no padding inside the run reaches, a mask a dimension; None for features.
+        factor: what the merged layer has taken over from the unit behind it: its value is that many times the run's.
+    """
 
     end: str
     value: str
     interior: list[Tensor] | None
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)

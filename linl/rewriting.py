@@ -155,6 +155,7 @@ def _absorb_factor(traced: fx.GraphModule, node: fx.Node) -> None:
     if first.bias is not None:
         bias = first.bias.double() * module.positive.double()
         first.bias = nn.Parameter(bias.to(first.bias.dtype), first.bias.requires_grad)
+    before.meta["factor"] = module.positive.double().item()
     slope = (module.negative.double() / module.positive.double()).item()
     traced.add_submodule(node.target, (nn.LeakyReLU(slope) if slope else nn.ReLU()).eval())
 

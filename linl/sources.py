@@ -79,3 +79,15 @@ def find_file(name: str) -> Path:
     if found is None:
         raise DataError(f"no file {name} in {told}: put it there, or set LINL_DATA")
     return found
+
+
+def find_weights(name: str) -> Path | str | None:
+    """What `linl.models.create` takes as `pretrained`: None of "", a file by its name below a data folder, and
+    "imagenet" as it is.
+
+    Raises:
+        ValueError, DataError: as `find_file`.
+    """
+    if name in ("", "imagenet"):
+        return name or None
+    return find_file(name)

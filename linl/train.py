@@ -2,8 +2,8 @@
 
 A killed training, started again with the same arguments, goes on from its newest checkpoint, sees
 the same batches and, on the same machine, ends with the same figures: order, augmentation and dropout
-of an epoch follow from (seed, epoch) alone. Checkpoints are written after every epoch and, in long ones, every
-ten minutes. Test images are never looked at here.
+of an epoch follow from (seed, epoch) alone. Checkpoints are written after every epoch and, in long ones, every two
+minutes. Test images are never looked at here.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def fit(
     fused_units: bool = False,
     verbose: bool = True,
     watch: Callable[[nn.Module], dict[str, float]] | None = None,
-    save_every: float = 600.0,
+    save_every: float = 120.0,
 ) -> History:
     """Trains a network in place (units, where it has any, by their own group and projection).
 
@@ -102,7 +102,8 @@ def fit(
         fused_units: compiled unit kernels (a few seconds once; needs a compiler).
         verbose: one line an epoch, and one a minute in long ones.
         watch: called with the network after every epoch; the numbers that it gives are columns of `metrics`.
-        save_every: seconds after which a checkpoint is written although the epoch isn't done.
+        save_every: seconds after which a checkpoint is written although the epoch isn't done; more where writing
+            would take over a fiftieth of the time.
 
     As one of torchrun's processes (`linl.distributed` starts them) it trains together with the others, by the rules of
     `linl.worlds`.
@@ -305,22 +306,24 @@ class _Saving:
 
     def __init__(self, folder: Path | None, net, optimizer, state: _State, identity: dict, every: float) -> None:
         self.folder, self.net, self.optimizer, self.state, self.identity = folder, net, optimizer, state, identity
-        self.every, self._last = every, time.perf_counter()
+        self.every, self._last, self._took = every, time.perf_counter(), 0.0
 
     def save(self) -> None:
+        began = time.perf_counter()
+        if self.folder is not None:
+            with atomic(self.folder / "checkpoint.pt") as part:
+                content = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+                torch.save({**content, "identity": self.identity, **asdict(self.state)}, part)
+            _write_tables(self.folder, self.state)
         self._last = time.perf_counter()
-        if self.folder is None:
-            return
-        with atomic(self.folder / "checkpoint.pt") as part:
-            content = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
-            torch.save({**content, "identity": self.identity, **asdict(self.state)}, part)
-        _write_tables(self.folder, self.state)
+        self._took = self._last - began
 
     def within(self, current: Epoch, settings: Recipe) -> None:
         """Saves a long epoch half done. Processes that train together agree on it, now and then."""
         if (current.us.size > 1 and current.step % 20) or current.step == current.steps:
             return
-        if current.us.agreed(time.perf_counter() - self._last >= self.every):
+        pause = max(self.every, 50 * self._took) if self.every else 0.0
+        if current.us.agreed(time.perf_counter() - self._last >= pause):
             _refuse_nan(current, settings)
             self.state.within = current.saved()
             self.save()

@@ -52,9 +52,24 @@ def test_our_networks_fold_exactly(name):
     x = torch.randn(2, 3, side, side, dtype=D)
     small = linl.fold(hard, x, objective="depth")
     same(hard, small, x)
+    runs = linl.verify(hard, small, x).table
+    assert len(runs) > 1 and runs["equal"].all(), "every merged run, at its own output"
     assert not [m for m in small.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert not [m for m in small.modules() if isinstance(m, nn.Dropout | nn.Identity)]
     assert not small.training
+
+
+def test_the_layout_of_googles_weights_folds():
+    """timm's tf_efficientnet_lite: padding that depends on the size (Conv2dSame), and BatchNorms with activations."""
+    import timm
+
+    net = timm.create_model("tf_efficientnet_lite0", num_classes=10)
+    hard = hardened(net, {2, 3, 4, 10, 11, 12})
+    x = torch.randn(1, 3, 35, 35, dtype=D)
+    padded = linl.pad_first(hard, x, objective="macs")
+    small = linl.fold(padded, x, objective="macs")
+    assert linl.verify(padded, small, x).table["equal"].all()
+    assert linl.cost.depth(small) < linl.cost.depth(net)
 
 
 @pytest.mark.parametrize("label", ["torchvision resnet18", "timm mobilenetv2_100", "timm efficientnet_lite0"])
