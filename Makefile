@@ -13,7 +13,7 @@ READY   := $(VENV)/.ready
 # torch and BLAS decide on threads by themselves; Snakemake gives each run its share
 export PYTHONUNBUFFERED := 1
 
-.PHONY: study test lab status stale tables record benchmark lint format lock clean help
+.PHONY: study test lab status stale report tables record benchmark lint format lock clean help
 
 study: $(READY)
 	@$(BIN)/python -m linl.study run $(PROFILE) --executor $(EXECUTOR) --options='$(OPTIONS)'
@@ -29,6 +29,9 @@ status: $(READY)  ## what of PROFILE is done, running, failed or waiting, and th
 
 stale: $(READY)  ## finished runs of PROFILE that other code than today's has made
 	@$(BIN)/python -m linl.progress $(PROFILE) --stale
+
+report: $(READY)  ## one HTML file of PROFILE: tables, figures, runs and their executed notebooks
+	@$(BIN)/python -m linl.webpage $(PROFILE)
 
 record: $(READY)  ## copy the finished runs of PROFILE to results/records/
 	@$(BIN)/python -m linl.study record $(PROFILE)

@@ -431,8 +431,8 @@ def create(
             net = _published(name, num_classes)
         except OSError as error:  # URLError among them
             raise FileNotFoundError(
-                f"the published weights of {name} can't be had ({error}): create it once where there is a network, they "
-                "stay in the caches of torch and timm; or name a file of weights"
+                f"the published weights of {name} can't be had ({error}): create it once where there is a "
+                "network, they stay in the caches of torch and timm; or name a file of weights"
             ) from error
     elif is_archive(pretrained):
         net = archived(name, num_classes, pretrained)

@@ -323,7 +323,7 @@ def runs(
         source: "records" (committed) or "runs" (everything done here).
         profile: only runs of that profile, if named.
 
-    Returns: columns of params.json, of the figures, `how_…`, `version_…`, and `folder`; sorted by key
+    Returns: columns of params.json, of the figures, `how_…`, `version_…`, `source_…`, and `folder`; sorted by key
         and seed; empty when there are none.
     """
     rows = []
@@ -341,6 +341,7 @@ def runs(
                 **result["figures"],
                 **{f"how_{k}": v for k, v in result["how"].items()},
                 **{f"version_{k}": v for k, v in result["versions"].items()},
+                **{f"source_{k}": v for k, v in result["source"].items()},
                 "key": result["key"],
                 "finished": result["finished"],
                 "folder": str(path.parent),

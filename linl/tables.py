@@ -5,7 +5,7 @@ A notebook of `notebooks/tables/` makes the tables of one system:
     tables = linl.tables.Tables(**linl.results.parameters(globals()))
     done = tables.runs("linlnet")
     groups = linl.tables.settings(done, ["dataset"])
-    tables.write([line(group) for group in groups], "linlnet", NOTE, done)
+    tables.write(linl.tables.lines(groups, line), "linlnet", NOTE, done)
 """
 
 from __future__ import annotations
@@ -111,6 +111,23 @@ def settings(
     by = [*by, "key", "seed"]
     ordered = done.assign(**columns).sort_values(by, ascending=[name not in set(descending) for name in by])
     return [group for _, group in ordered.groupby("key", sort=False)]
+
+
+def lines(groups: Iterable[pd.DataFrame], line: Callable[[pd.DataFrame], Any]) -> pd.DataFrame:
+    """The rows of a table, each with the run that it came from (see `runs.md`).
+
+    Args:
+        groups: as `settings` gives them.
+        line: makes a row (a dict) of one, or several.
+    """
+    made = [(line(group), short(group["key"].iloc[0])) for group in groups]
+    rows = [(row, run) for found, run in made for row in ([found] if isinstance(found, dict) else found)]
+    return pd.DataFrame([{**row, "run": run} for row, run in rows])
+
+
+def short(key: str) -> str:
+    """What a row calls its run: the last word of its folder's name."""
+    return key.rpartition("-")[2]
 
 
 def newest(done: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:

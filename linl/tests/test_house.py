@@ -95,6 +95,7 @@ ORDER = [
     "notebooks",
     "study",
     "progress",
+    "webpage",
 ]
 """DESIGN's list, the files of this repository: each may import only from those before it."""
 
