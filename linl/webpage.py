@@ -2,7 +2,8 @@
 
     python -m linl.webpage quick          what `make report` does
 
-The file needs nothing beside it and can be sent to anyone (formulas want a network: the browser fetches what sets them).
+The file needs nothing beside it and can be sent to anyone (formulas want a network: the browser fetches what
+sets them).
 """
 
 from __future__ import annotations
@@ -62,14 +63,15 @@ def _head(profile: str, wanted: list[Job], done: list[Job]) -> Iterator[str]:
 
     about = html.escape(profiles()[profile].get("about", ""))
     yield f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>linl: {html.escape(profile)}</title>"
-    yield f"<style>{STYLE}</style><script async src='{HTMLExporter().mathjax_url}'></script></head><body>"
+    yield f"<style>{STYLE}</style>{FORMULAS}<script async src='{HTMLExporter().mathjax_url}'></script></head><body>"
     yield f"<h1>{html.escape(profile)}</h1><p>{about}</p>"
     missing = [job.label for job in wanted if not job.done]
-    yield f"<p>{len(done)} of {len(wanted)} runs are finished{': missing ' if missing else ''}{html.escape(', '.join(missing))}.</p>"
+    told = f" Missing: {html.escape(', '.join(missing))}." if missing else ""
+    yield f"<p>{len(done)} of {len(wanted)} runs are finished.{told}</p>"
 
 
 def _tables(folder: Path) -> Iterator[str]:
-    """Every table with its note, the pictures of its name below it; the list of runs, which links to notebooks, last."""
+    """Every table with its note, the pictures of its name below it; the list of runs last."""
     from nbconvert.filters import markdown2html
 
     named = sorted(folder.glob("*.csv"), key=lambda file: (file.stem == "runs", file.stem))
@@ -118,8 +120,15 @@ def _notebooks(done: Iterable[Job]) -> Iterator[str]:
     yield OPEN
 
 
+FORMULAS = """<script type="text/x-mathjax-config">
+MathJax.Hub.Config({tex2jax: {inlineMath: [["$", "$"]], processEscapes: true}});
+</script>"""
+
 OPEN = """<script>
-const open = () => { const e = document.getElementById(location.hash.slice(1)); if (e && e.tagName === "DETAILS") e.open = true; };
+const open = () => {
+  const e = document.getElementById(location.hash.slice(1));
+  if (e && e.tagName === "DETAILS") e.open = true;
+};
 addEventListener("hashchange", open); open();
 </script></body></html>"""
 """A link to a notebook opens it."""

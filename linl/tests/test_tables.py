@@ -42,7 +42,9 @@ MADE = {
     "benchmarks": {
         "bounds_speed": ["bounds_speed.csv", "bounds_speed.md"],
         "benchmarks": ["benchmark-units.csv", "benchmark-units.md"],
+        "imagenet_cost": ["imagenet_cost.csv", "imagenet_cost.md"],
     },
+    "runs": {"fold_pays": ["runs.csv", "runs.md"]},  # any will do
 }  # fmt: skip
 """What each part makes of each experiment."""
 
@@ -189,7 +191,7 @@ def a_few_records(*experiments):
             shutil.copytree(first, made)
             params, result = (json.loads((made / name).read_text()) for name in ("params.json", "result.json"))
             (made / "params.json").write_text(json.dumps(params | {"seed": seed, "profile": "made-up"}))
-            result |= {"key": "a-key", "seed": seed, "versions": {"torch": f"{seed}.0"}}
+            result |= {"key": "a-key", "seed": seed, "versions": {**result["versions"], "torch": f"{seed}.0"}}
             (made / "result.json").write_text(json.dumps(result))
 
 
@@ -199,7 +201,8 @@ def test_a_part_makes_its_tables_alone(part, shell, tmp_path, capsys):
     experiments = MADE[part]
     made = notebooks.run_here(PARTS / f"{part}.ipynb")["tables"]
     told = re.findall("no finished runs of .*", capsys.readouterr().out)
-    assert made.written == [] and told == [f"no finished runs of {name} among the records" for name in experiments]
+    silent = [f"no finished runs of {name} among the records" for name in experiments if part != "runs"]
+    assert made.written == [] and told == silent
     a_few_records(*experiments)
     made = notebooks.run_here(PARTS / f"{part}.ipynb")["tables"]
     assert made.written == [] and "no finished runs" not in capsys.readouterr().out
@@ -210,6 +213,7 @@ def test_a_part_makes_its_tables_alone(part, shell, tmp_path, capsys):
         rows = pd.read_csv(table, dtype=str, keep_default_na=False)
         assert len(rows), table.name
         assert "seeds" not in rows or set(rows["seeds"]) == {"2"}, f"{table.name}: a setting's seeds are one row"
+        assert set(rows["run"]) == {"key"}, f"{table.name}: each row names its run"
 
 
 def test_the_whole_is_all_its_parts(shell, tmp_path):
@@ -217,7 +221,7 @@ def test_the_whole_is_all_its_parts(shell, tmp_path):
     a_few_records("fold_pays", "layer_folding", "benchmarks")
     names = notebooks.run_here(WHOLE, out_dir=str(tmp_path / "out"))
     wanted = sorted([*MADE["blocks"]["fold_pays"], *MADE["layer_folding"]["layer_folding"],
-                     *MADE["benchmarks"]["benchmarks"]])  # fmt: skip
+                     *MADE["benchmarks"]["benchmarks"], *MADE["runs"]["fold_pays"]])  # fmt: skip
     assert (tmp_path / "out" / "index.md").read_text() == "".join(f"- [{name}]({name})\n" for name in wanted)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*wanted, "index.md"])
     assert dict(names["counts"]) == {"benchmarks": 2, "fold_pays": 2, "layer_folding": 2}
