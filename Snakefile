@@ -7,10 +7,10 @@
 # sentence doesn't redo days of training.
 import sys
 
-from linl import study
+from linl import engine, study
 
 PROFILE = config.get("profile", "quick")
-MOST = study.capacity(config)  # what a run may have at most; here, or by the cluster's profile
+MOST = engine.capacity(config)  # what a run may have at most; here, or by the cluster's profile
 JOBS = {str(job.folder): job for job in study.jobs(PROFILE)}
 TABLES = str(study.tables_folder(PROFILE))
 
@@ -39,15 +39,15 @@ rule run:
         folder=".*/runs/(?!tables/).*",
     log:
         "{folder}/log.txt",
-    threads: lambda w: MOST.threads(job_of(w))
+    threads: lambda w: MOST.threads(job_of(w).threads)
     resources:
-        mem_mb=lambda w: MOST.megabytes(job_of(w)),
+        mem_mb=lambda w: MOST.megabytes(job_of(w).memory),
         runtime=lambda w: job_of(w).minutes,
-        gpu=lambda w: MOST.gpus_of(job_of(w)),
+        gpu=lambda w: MOST.gpus_of(job_of(w).gpus),
     params:
         values=lambda w, threads: study.as_yaml({**job_of(w).params, "threads": threads}),
         python=sys.executable,
-        lent=lambda w: f"-m linl.lending {MOST.gpus_of(job_of(w))}" if MOST.gpus_of(job_of(w)) else "",
+        lent=lambda w: f"-m linl.lending {MOST.gpus_of(job_of(w).gpus)}" if MOST.gpus_of(job_of(w).gpus) else "",
     shell:
         "OMP_NUM_THREADS={threads} {params.python:q} {params.lent} -m papermill"
         " {input.notebook:q} {wildcards.folder:q}/notebook.ipynb"

@@ -38,8 +38,14 @@ def hold(path: Path, inherit: bool = False) -> None:
     path = path.absolute()
     if path in _HELD:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+")  # noqa: SIM115 - open as long as it is held
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")  # noqa: SIM115 - open as long as it is held
+    except OSError as error:
+        raise OSError(
+            f"{path.parent} can't be written ({error.strerror}): make it writable, or name another folder for results, "
+            "by LINL_RESULTS"
+        ) from error
     try:
         taken = _lock(file)
     except BaseException:

@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
-import os
-import re
 import shlex
 import subprocess
 import sys
@@ -27,6 +24,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from linl import engine
 from linl.data import PROJECT
 from linl.files import atomic
 from linl.locks import Held, only_one
@@ -37,7 +35,6 @@ from linl.results import ParameterError, record, results_folder, run_folder, set
 
 _BLOCK = {"notebook", "with", "each", "seeds", "threads", "memory", "gpus", "minutes"}
 _NEEDS = {"memory": float, "gpus": int, "minutes": int}
-EXECUTORS = ("local", "slurm")
 
 
 @dataclass(frozen=True)
@@ -208,51 +205,6 @@ def check_kernel() -> None:
         ) from None
 
 
-@dataclass(frozen=True)
-class Capacity:
-    """What there is for runs: on this machine, or for one job of a cluster.
-
-    Attributes:
-        cores, memory: processor cores and GiB.
-        gpus: how many; None for as many as a run asks for.
-    """
-
-    cores: int
-    memory: float
-    gpus: int | None
-
-    def threads(self, job: Job) -> int:
-        """Of one run."""
-        return min(job.threads or self.cores, self.cores)
-
-    def megabytes(self, job: Job) -> int:
-        """Of memory; never more than there is, so that a run can start at all."""
-        return round(1024 * min(job.memory, self.memory))
-
-    def gpus_of(self, job: Job) -> int:
-        """Of one run; it runs on the processor where there is none."""
-        return job.gpus if self.gpus is None else min(job.gpus, self.gpus)
-
-
-def capacity(config: dict[str, Any]) -> Capacity:
-    """What the Snakefile may give to a run.
-
-    Args:
-        config: of Snakemake: `cores`, `memory` and `gpus`, as `snakemake_command` gives them.
-    """
-    gpus = int(config.get("gpus", 0))
-    return Capacity(int(config.get("cores", 1)), float(config.get("memory", 2)), None if gpus < 0 else gpus)
-
-
-def here(cores: int | None = None) -> Capacity:
-    """What this machine has."""
-    import torch
-
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Capacity(cores or own, memory, torch.cuda.device_count())
-
-
 def run(
     profile: str, cores: int | None = None, redo: str = "", executor: str = "local", options: Sequence[str] = ()
 ) -> int:
@@ -268,21 +220,16 @@ def run(
 
     Returns: the exit status.
     """
-    wanted = jobs(profile)
-    for job in wanted if redo else ():
-        if job.done and (redo == "all" or changed_since(job.result)):
-            print(f"once more: {job.label}; the earlier one is in {set_aside(job.folder).name}", flush=True)
-    missing = [job for job in wanted if not job.done]
-    tables = tables_folder(profile)
-    shown = tables / "index.md"
-    newest = max((job.result.stat().st_mtime for job in wanted if job.done), default=0.0)
-    if missing or not shown.is_file() or shown.stat().st_mtime < newest:
+    wanted, tables = jobs(profile), tables_folder(profile)
+    if redo or _unfinished(wanted, tables):
         check_kernel()
-        shown.unlink(missing_ok=True)  # tables of what the profile was before
-        command = [*snakemake_command(profile, cores, executor), *options]
-        print(f"profile {profile}: {len(wanted) - len(missing)} of {len(wanted)} runs done, {executor}", flush=True)
         try:
             with only_one(results_folder() / ".lock"):
+                _make_room(wanted, redo)
+                (tables / "index.md").unlink(missing_ok=True)  # tables of what the profile was before
+                print(f"profile {profile}: {sum(job.done for job in wanted)} of {len(wanted)} runs done, {executor}")
+                sys.stdout.flush()
+                command = [*engine.command(profile, cores, executor), *options]
                 status = subprocess.run(command, check=False).returncode
         except Held as who:
             raise ParameterError(f"another study is running, {who}: wait for it, or stop it") from None
@@ -295,50 +242,17 @@ def run(
     return 0
 
 
-def snakemake_command(profile: str, cores: int | None = None, executor: str = "local") -> list[str]:
-    """The command that carries out what is missing of a profile.
-
-    Raises:
-        ParameterError: Slurm is asked for and isn't there.
-    """
-    command = [
-        sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--directory", str(PROJECT),
-        "--rerun-triggers", "mtime", "--keep-going", "--nolock", "--ignore-incomplete", "--quiet", "rules",
-    ]  # fmt: skip
-    if executor == "local":
-        own = here(cores)
-        limits = [f"mem_mb={round(1024 * own.memory)}", f"gpu={own.gpus}"]
-        command += ["--cores", str(own.cores), "--resources", *limits]
-    else:
-        own = Capacity(cores or CLUSTER_CORES, math.inf, -1)
-        command += ["--workflow-profile", str(PROJECT / "profiles" / "slurm"), *_slurm_options()]
-    return [
-        *command,
-        "--config",
-        f"profile={profile}",
-        f"cores={own.cores}",
-        f"memory={own.memory}",
-        f"gpus={own.gpus}",
-    ]
+def _unfinished(wanted: list[Job], tables: Path) -> bool:
+    """Whether a run is missing, or the tables are older than one."""
+    shown = tables / "index.md"
+    newest = max((job.result.stat().st_mtime for job in wanted if job.done), default=0.0)
+    return not all(job.done for job in wanted) or not shown.is_file() or shown.stat().st_mtime < newest
 
 
-CLUSTER_CORES = 8
-"""Of a run that wants all there are, on a cluster; --cores says otherwise."""
-
-
-def _slurm_options() -> list[str]:
-    """How jobs are asked after: where Slurm keeps no accounts, sacct knows nothing and squeue must do."""
-    try:
-        told = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise ParameterError(
-            "no Slurm here (scontrol isn't found): start this on a machine that submits jobs"
-        ) from None
-    if told.returncode:
-        raise ParameterError(f"Slurm doesn't answer: {(told.stderr or told.stdout).strip()}")
-    kept = re.search(r"^AccountingStorageType\s*=\s*(\S+)", told.stdout, re.M)
-    without = kept is None or kept[1] in ("accounting_storage/none", "(null)")
-    return ["--slurm-status-command", "squeue", "--slurm-no-account"] if without else []
+def _make_room(wanted: list[Job], redo: str) -> None:
+    for job in wanted if redo else ():
+        if job.done and (redo == "all" or changed_since(job.result)):
+            print(f"once more: {job.label}; the earlier one is in {set_aside(job.folder).name}", flush=True)
 
 
 def _tell_failures(wanted: list[Job]) -> None:
@@ -411,7 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
     running = commands.add_parser("run", help="do what is missing of a profile, then show its table")
     running.add_argument("profile")
     running.add_argument("--cores", type=int)
-    running.add_argument("--executor", choices=EXECUTORS, default="local")
+    running.add_argument("--executor", choices=engine.EXECUTORS, default="local")
     running.add_argument("--options", default="", help="more options of Snakemake, in quotes")
     running.add_argument("--redo", choices=["stale", "all"], default="", help="finished runs to do again")
     commands.add_parser("list", help="the profiles")
@@ -433,7 +347,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             for name, content in profiles().items():
                 print(f"{name:10s} {len(jobs(name)):3d} runs  {content.get('about', '')}")
-    except ParameterError as error:
+    except (ParameterError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -71,12 +71,16 @@ def test_runs_get_what_they_ask_for_and_never_more_than_there_is(tmp_path):
     )
     large, small = study.jobs("p", path)
     assert (large.memory, large.gpus, large.minutes, small.memory, small.gpus) == (40.0, 2, 9, 2.0, 0)
-    machine = study.capacity({"cores": "4", "memory": "8", "gpus": "1"})
-    assert [machine.threads(job) for job in (large, small)] == [4, 1]
-    assert [machine.megabytes(job) for job in (large, small)] == [8192, 2048]
-    assert [machine.gpus_of(job) for job in (large, small)] == [1, 0]
-    cluster = study.capacity({"cores": "16", "memory": "inf", "gpus": "-1"})
-    assert (cluster.threads(large), cluster.megabytes(large), cluster.gpus_of(large)) == (16, 40 * 1024, 2)
+    machine = study.engine.capacity({"cores": "4", "memory": "8", "gpus": "1"})
+    assert [machine.threads(job.threads) for job in (large, small)] == [4, 1]
+    assert [machine.megabytes(job.memory) for job in (large, small)] == [8192, 2048]
+    assert [machine.gpus_of(job.gpus) for job in (large, small)] == [1, 0]
+    cluster = study.engine.capacity({"cores": "16", "memory": "inf", "gpus": "-1"})
+    assert (cluster.threads(large.threads), cluster.megabytes(large.memory), cluster.gpus_of(large.gpus)) == (
+        16,
+        40 * 1024,
+        2,
+    )
 
 
 def test_every_process_has_a_gpu_of_its_own(tmp_path):

@@ -93,6 +93,7 @@ ORDER = [
     "provenance",
     "tables",
     "notebooks",
+    "engine",
     "study",
     "progress",
     "webpage",

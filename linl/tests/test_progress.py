@@ -159,7 +159,7 @@ def test_stale_runs_are_told_and_done_again_only_when_asked(profile, monkeypatch
         ["revision ccc isn't known here (a shallow clone, or another repository?)"], ["made outside of a git checkout"],
     ]  # fmt: skip
     monkeypatch.setattr(study, "profiles", lambda path=None, given=study.profiles: given(profile))
-    monkeypatch.setattr(study, "snakemake_command", lambda *_: [sys.executable, "-c", ""])  # does nothing
+    monkeypatch.setattr(study.engine, "command", lambda *_: [sys.executable, "-c", ""])  # does nothing
     assert study.main(["run", "p"]) == 1 and all(job.done for job in wanted[:5]), "nothing is done again unasked"
     assert study.main(["run", "p", "--redo", "stale"]) == 1
     assert [job.done for job in wanted[:5]] == [False, True, False, False, False]

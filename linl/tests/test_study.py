@@ -126,7 +126,7 @@ def test_the_smoke_profile_from_start_to_table(capfd):
     assert f"all {len(jobs)} runs are done" in capfd.readouterr().out
     assert [job.result.stat().st_mtime_ns for job in jobs] == stamps
     jobs[0].result.unlink()
-    command = [*study.snakemake_command("smoke", cores=2), "--dry-run"]
+    command = [*study.engine.command("smoke", cores=2), "--dry-run"]
     plan = subprocess.run(command, capture_output=True, text=True, check=True)
     assert re.search(r"^run +1$", plan.stdout + plan.stderr, re.M), "what is missing is done, though tables are there"
     assert study.main(["record", "smoke"]) == 0 and study.main(["tables"]) == 0
@@ -142,6 +142,16 @@ def test_the_smoke_profile_from_start_to_table(capfd):
     assert shown.count('"text/html"') >= 3, "their tables too, not pictures alone"
     assert study.main(["tables"]) == 0
     assert {f.name: f.read_bytes() for f in tables.iterdir()} == first, "the same records, the same bytes"
+
+
+def test_results_that_cannot_be_written_are_said(monkeypatch, tmp_path, capsys):
+    """A folder below a file: as good as a disk that can only be read, and for root too."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LINL_RESULTS", str(tmp_path / "file" / "results"))
+    assert study.main(["run", "tiny"]) == 2
+    assert "can't be written (Not a directory): make it writable, or name another folder" in capsys.readouterr().err
+    with pytest.raises(OSError, match="can't be written"):
+        results.begin("linlnet", {"seed": 0})
 
 
 def test_small_numbers_reach_a_notebook_as_numbers():
