@@ -21,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 from linl import study
 
 TARGETS = ("kernel", "papermill", "snakemake", "study", "all")
@@ -33,19 +35,23 @@ _SIGNS = {
 _TIMED = ("seconds", "images_per_second", "ms", "finished", "memory", "when")
 
 
-def start(folder: Path, **options) -> subprocess.Popen:
+_LEFT = {"linlnet": ("metrics.csv", "units.csv", "model.safetensors")}
+"""What a run must have beside its `result.json` and its parameters, by experiment."""
+
+
+def start(folder: Path, profile: str = "tiny", **options) -> subprocess.Popen:
     """The sweep, its results in a folder."""
-    command = [sys.executable, "-m", "linl.study", "run", "tiny"]
+    command = [sys.executable, "-m", "linl.study", "run", profile]
     return subprocess.Popen(command, env={**os.environ, "LINL_RESULTS": str(folder)}, **options)
 
 
 def members(folder: Path) -> dict[int, str]:
     """The processes of a sweep, with their command lines; known by its folder, kernels have sessions of their own."""
-    found, mark = {}, f"LINL_RESULTS={folder}".encode()
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark in (path / "environ").read_bytes().split(b"\0"):
-                found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("LINL_RESULTS") == str(folder):
+                found[process.pid] = " ".join(process.cmdline())
     return found
 
 
@@ -75,7 +81,7 @@ def end(sweep: subprocess.Popen, folder: Path) -> None:
 
 def bytes_of(folder: Path) -> dict[str, str]:
     """Every finished run's `result.json`, by a hash of its bytes."""
-    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("runs/linlnet/*/s*/result.json")}
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("runs/*/*/s*/result.json")}
 
 
 def check_whole(folder: Path) -> None:
@@ -84,10 +90,10 @@ def check_whole(folder: Path) -> None:
     Raises:
         AssertionError: a result without its run, or half a file.
     """
-    for result in folder.glob("runs/linlnet/*/s*/result.json"):
+    for result in folder.glob("runs/*/*/s*/result.json"):
         record = json.loads(result.read_text())
         assert record["key"] == result.parent.parent.name
-        for name in ("params.json", "metrics.csv", "units.csv", "model.safetensors"):
+        for name in ("params.json", *_LEFT.get(record["experiment"], ())):
             assert (result.parent / name).is_file(), f"{result} without {name}"
         json.loads((result.parent / "params.json").read_text())
 

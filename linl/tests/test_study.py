@@ -2,14 +2,17 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
 
 from linl import results, study
 from linl.results import ParameterError
+from linl.tests import kills
 
 
 def test_every_profile_is_valid():
@@ -110,9 +113,29 @@ def test_two_studies_on_one_folder(monkeypatch, capsys):
     assert not locks.held(path)
 
 
+def killed_on_the_way(profile):
+    """kill -9 of all that a sweep has started, once a run is finished and others are at work. The short form of
+    `python -m linl.tests.kills 50`."""
+    folder = results.results_folder()
+    with open(folder.parent / "killed.txt", "w") as said:
+        sweep = kills.start(folder, profile, stdout=said, stderr=said)
+    while not kills.bytes_of(folder):
+        assert sweep.poll() is None, (folder.parent / "killed.txt").read_text()
+        time.sleep(0.1)
+    time.sleep(1.0)
+    assert kills.kill(folder, "all")
+    kills.end(sweep, folder)
+    assert sweep.returncode == -signal.SIGKILL
+    kills.check_whole(folder)
+    return kills.bytes_of(folder)
+
+
 def test_the_smoke_profile_from_start_to_table(capfd):
-    """Snakemake, papermill, kernels, tables: all of it, twice; the second time there is nothing to do."""
+    """Snakemake, papermill, kernels, tables: all of it, killed on the way; once more when there is nothing to do."""
+    before = killed_on_the_way("smoke")
     assert study.main(["run", "smoke"]) == 0
+    after = kills.bytes_of(results.results_folder())
+    assert 0 < len(before) < len(after) and before.items() <= after.items(), "what was finished is not done again"
     told = capfd.readouterr().out
     assert "| mlp " in told and "| resnet18 " in told and "executed notebooks:" in told
     jobs = study.jobs("smoke")
