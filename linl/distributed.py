@@ -56,6 +56,7 @@ def fit(
     precision: str = "auto",
     fused_units: bool = False,
     verbose: bool = True,
+    save_every: float = 120.0,
 ) -> train.History:
     """`linl.train.fit` by several processes of this machine: one a GPU, or a few on the processor.
 
@@ -64,8 +65,8 @@ def fit(
         data: from `linl.data.load`, or any `Images`.
         settings: its batch size, of the whole batch, must be a multiple of `processes`.
         processes: how many; 1 trains here.
-        seed, folder, device, precision, fused_units, verbose: as in `linl.train.fit`. "cuda" and "auto" give each
-            process a GPU of its own.
+        seed, folder, device, precision, fused_units, verbose, save_every: as in `linl.train.fit`. "cuda" and "auto"
+            give each process a GPU of its own.
 
     Raises:
         ValueError: a network that can't be built elsewhere, a batch that can't be shared evenly, more processes than
@@ -73,6 +74,7 @@ def fit(
         WorkerError: a process ended with an error.
     """
     how = {"seed": seed, "device": device, "precision": precision, "fused_units": fused_units, "verbose": verbose}
+    how["save_every"] = save_every
     if processes == 1:
         return train.fit(net, data, settings, folder=folder, **how)
     _refuse(net, data, settings, processes, device)

@@ -131,6 +131,20 @@ def test_import_is_light():
     assert done.stdout.strip() == "[]"
 
 
+def test_no_file_is_opened_in_a_way_that_could_run_code():
+    """torch.load only with weights_only=True; no pickle, no yaml.load."""
+    for path in (PROJECT / "linl").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+                assert not {"pickle", "joblib", "dill", "cloudpickle"} & set(names), path.name
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                whole, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert whole != "yaml.load" and given.get("allow_pickle", "False") == "False", path.name
+                assert whole != "torch.load" or given.get("weights_only") == "True", path.name
+
+
 def test_the_lock_pins_everything_with_hashes_and_names_no_host():
     text = (PROJECT / "requirements.lock").read_text()
     assert "://" not in text

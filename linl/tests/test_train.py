@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -263,6 +264,27 @@ def test_a_folder_of_another_training_is_refused(tmp_path):
             (tmp_path / file).write_bytes(content)
             with pytest.raises(ValueError, match=rf"{file} can't be read .* delete it"):
                 fit(net, digits, recipe("linlnet-digits", **SMALL), folder=tmp_path)
+
+
+class Runs:
+    """What a pickle can hold: a call that is made when it is opened."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_shared_checkpoint_cannot_run_code(tmp_path):
+    net, digits = setting()
+    torch.save({"net": Runs(tmp_path / "ran"), "identity": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint.pt can't be read"):
+        fit(net, digits, recipe("linlnet-digits", **SMALL), folder=tmp_path)
+    torch.save({"state_dict": Runs(tmp_path / "ran")}, tmp_path / "weights.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        linl.weights.load_weights_(net, tmp_path / "weights.pt")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_other_data_in_the_same_folder_is_refused(tmp_path):
