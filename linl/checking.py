@@ -67,14 +67,14 @@ def verify(net: nn.Module, other: nn.Module, example: Tensor, tolerance: float |
         tolerance: what counts as equal, relative to the largest output; None: 1e-10, or 1e-4 where either
             network's weights were rounded to less than float64.
 
-    Where `other` was folded from `net`, every merged run is compared as well, at its own output, the
-    positions that padding inside the run reaches (border) apart from the others (interior).
+    Where `other` was folded from `net` (hardened, perhaps, or padded first), every merged run is compared as well, at
+    its own output, the positions that padding inside the run reaches (border) apart from the others (interior).
 
     Raises:
         ValueError: outputs of different shapes.
     """
     report = getattr(other, "fold_report", None)
-    places = getattr(report, "places", {})
+    places = report.places if report is not None and report.source == shape_of(net) else {}
     a_all = values(net, example, [place.end for place in places.values()])
     b_all = values(other, example, [place.value for place in places.values()])
     a, b = a_all[""], b_all[""]
@@ -89,6 +89,11 @@ def verify(net: nn.Module, other: nn.Module, example: Tensor, tolerance: float |
             u, v = place.factor * a_all[place.end], b_all[place.value]
             rows.append({"where": name, **difference(u, v.reshape(u.shape), place.interior)})
     return Verification(_largest(a - b), max(1.0, _largest(a)), tolerance, rows)
+
+
+def shape_of(net: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Names and shapes of a network's weights: units, pads and precision don't change them, what is cut out does."""
+    return tuple((name, tuple(p.shape)) for name, p in net.named_parameters() if p.ndim > 1)
 
 
 def values(net: nn.Module, example: Tensor, names: Iterable[str] = ()) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from linl import rewriting
 from linl.affine import Affine
 from linl.chains import Fork, find
-from linl.checking import difference, error, interior_of, one_tensor, values
+from linl.checking import difference, error, interior_of, one_tensor, shape_of, values
 from linl.cost import latencies
 from linl.graph import UntraceableError, evaluating, shapes, trace
 from linl.joining import merged
@@ -72,7 +72,7 @@ def fold(
     finish_(traced)
     if check and border == "exact" and work.rows:
         traced, rows, places = _checked_whole(net, traced, example, rows, places)
-    traced.fold_report = FoldReport(pd.DataFrame(rows, columns=COLUMNS), objective, border, places)
+    traced.fold_report = FoldReport(pd.DataFrame(rows, columns=COLUMNS), objective, border, places, shape_of(net))
     return traced
 
 

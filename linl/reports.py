@@ -60,6 +60,7 @@ class FoldReport:
     objective: str
     border: str
     places: dict[str, Place] = field(default_factory=dict, repr=False)
+    source: tuple = field(default=(), repr=False)  # whose runs they were, as `shape_of` tells
 
     @property
     def merged(self) -> int:

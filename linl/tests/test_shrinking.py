@@ -302,7 +302,11 @@ def test_our_networks_are_equal_and_really_smaller(name, options):
     small = checked(net, x[:2], *([(40, 24)] if name != "vgg16" else []))
     y = net(x)
     assert (y[0] - y[1]).abs().max() > 1e-3, "the outputs depend on the inputs"
-    assert linl.verify(small, linl.fold(small, x[:2], objective="macs"), x[:2]).equal
+    folded = linl.fold(small, x[:2], objective="macs")
+    runs = linl.verify(small, folded, x[:2]).table
+    assert len(runs) > 1 and runs["equal"].all()
+    whole = linl.verify(net, folded, x[:2]).table
+    assert whole["where"].tolist() == ["output"] and whole["equal"].all(), "runs of the shrunk network, not of this one"
     table = linl.measure(net, small, x[:1], batches=()).table
     for cost in ("gmacs", "mbytes", "parameters"):
         assert table[cost].iloc[1] < 0.9 * table[cost].iloc[0]
