@@ -18,11 +18,16 @@ PLAIN = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Hardtanh)
 """Activations that are written as they are; ReLU6 is a Hardtanh."""
 
 
+def _plain(activation: nn.Module) -> bool:
+    """Whether an activation is written as it is: one of those, or one that has nothing of single channels."""
+    return isinstance(activation, PLAIN) or not activation.state_dict()
+
+
 def emit(program: Program, like: Tensor, name: str = "Network") -> fx.GraphModule:
     """A network of torch's own layers that computes what a program computes.
 
     Args:
-        program: its activations must be torch's own (`PLAIN`).
+        program: its activations must be torch's own (`PLAIN`), or have neither parameters nor buffers.
         like: whose dtype and device the weights get.
         name: of its class.
 
@@ -83,7 +88,7 @@ def _write(op: Op, program: Program, root: nn.Module, graph: fx.Graph, sources: 
     if isinstance(op, Reshape):
         return graph.call_function(torch.reshape, (value, (-1, *program.shapes[op.target])))
     assert isinstance(op, Bend)
-    if isinstance(op.module, PLAIN):
+    if _plain(op.module):
         module = copy.deepcopy(op.module)
         if getattr(module, "inplace", False):
             module.inplace = False  # where an activation before it went, its input may have other readers now
@@ -109,7 +114,7 @@ def _spelled(op: Bend, root: nn.Module, graph: fx.Graph, value: fx.Node, label: 
         bent = graph.call_module(_add(root, label, module), (value,))
         return graph.call_function(operator.mul, (bent, number(positive, "positive")))
     inner, alpha = op.module.activation, op.pieces.slopes[0]
-    if not isinstance(inner, PLAIN) or (op.pieces.slopes[0] != op.pieces.slopes[-1]).any():
+    if not _plain(inner) or (op.pieces.slopes[0] != op.pieces.slopes[-1]).any():
         raise NoBoundRule(f"{op.name} ({type(op.module).__name__}) can't be written as one of torch's own activations")
     bent = graph.call_module(_add(root, label, copy.deepcopy(inner)), (value,))
     part = graph.call_function(operator.mul, (bent, number(1 - alpha, "rest")))

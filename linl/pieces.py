@@ -8,6 +8,7 @@ identity or zero, whichever leaves the smaller area.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -150,8 +151,26 @@ def _chord(lower: Tensor, upper: Tensor, at: list[Tensor]) -> Tensor:
     return torch.where(wide, (at[-1] - at[0]) / torch.where(wide, upper - lower, 1), 0)
 
 
+Slope = Callable[[object], Tensor]
+"""Makes a slope of a number or a tensor, one for all or one a channel, that broadcasts against an example."""
+
+RULES: dict[type[nn.Module], Callable[[nn.Module, Slope], Pieces | None]] = {}
+"""What is known of each kind of activation; a later kind's rule comes before an earlier one's."""
+
+
+def rule(*kinds: type[nn.Module]) -> Callable:
+    """Registers a function that gives an activation of these kinds as pieces (None where it can't be):
+    `made(module, slope)`, slopes made by `slope`."""
+
+    def register(made: Callable[[nn.Module, Slope], Pieces | None]) -> Callable:
+        RULES.update(dict.fromkeys(kinds, made))
+        return made
+
+    return register
+
+
 def pieces_of(module: nn.Module, dims: int) -> Pieces | None:
-    """An activation as pieces; None where it is none of the kinds known here.
+    """An activation as pieces; None where no rule knows its kind.
 
     Args:
         module: the activation, a unit of linl's or a fixed form of one.
@@ -163,30 +182,53 @@ def pieces_of(module: nn.Module, dims: int) -> Pieces | None:
         t = t.to("cpu", torch.float64)
         return t.reshape(-1, *[1] * dims) if t.numel() > 1 else t.reshape(())
 
-    def two(negative, positive) -> Pieces:
-        return Pieces((0.0,), (0.0,), (slope(negative), slope(positive)))
+    return _by_rule(module, slope)
 
-    if isinstance(module, nn.Hardtanh):  # ReLU6 is one
-        if module.min_val == 0:
-            return Pieces((0.0, module.max_val), (0.0, module.max_val), (slope(0.0), slope(1.0), slope(0.0)))
-        ends = (float(module.min_val), float(module.max_val))
-        return Pieces(ends, ends, (slope(0.0), slope(1.0), slope(0.0)))
-    if isinstance(module, nn.ReLU):
-        return two(0.0, 1.0)
-    if isinstance(module, nn.LeakyReLU):
-        return two(module.negative_slope, 1.0)
-    if isinstance(module, nn.PReLU):
-        return two(module.weight, 1.0)
-    if isinstance(module, LiNLU):
-        return two(2 * module.p.detach().double() - 1, module.p)
-    if isinstance(module, FixedTwoSlope):
-        return two(module.negative, module.positive)
-    if isinstance(module, PartialLinear | FixedPartial):
-        inner, alpha = pieces_of(module.activation, dims), slope(module.alpha)
-        if inner is None:
-            return None
-        mixed = tuple(alpha + (1 - alpha) * s for s in inner.slopes)
-        if any(bend != value for bend, value in zip(inner.bends, inner.values, strict=True)):
-            return None  # the bends' values would differ by channel
-        return Pieces(inner.bends, inner.values, mixed)
-    return None
+
+def _by_rule(module: nn.Module, slope: Slope) -> Pieces | None:
+    made = next((RULES[kind] for kind in reversed(RULES) if isinstance(module, kind)), None)
+    return made(module, slope) if made else None
+
+
+def _two(negative: Tensor, positive: Tensor) -> Pieces:
+    return Pieces((0.0,), (0.0,), (negative, positive))
+
+
+@rule(nn.ReLU)
+def _relu(module: nn.ReLU, slope: Slope) -> Pieces:
+    return _two(slope(0.0), slope(1.0))
+
+
+@rule(nn.Hardtanh)
+def _hardtanh(module: nn.Hardtanh, slope: Slope) -> Pieces:  # ReLU6 is one
+    ends = (float(module.min_val), float(module.max_val))
+    return Pieces(ends, ends, (slope(0.0), slope(1.0), slope(0.0)))
+
+
+@rule(nn.LeakyReLU)
+def _leaky(module: nn.LeakyReLU, slope: Slope) -> Pieces:
+    return _two(slope(module.negative_slope), slope(1.0))
+
+
+@rule(nn.PReLU)
+def _prelu(module: nn.PReLU, slope: Slope) -> Pieces:
+    return _two(slope(module.weight), slope(1.0))
+
+
+@rule(LiNLU)
+def _linlu(module: LiNLU, slope: Slope) -> Pieces:
+    return _two(slope(2 * module.p.detach().double() - 1), slope(module.p))
+
+
+@rule(FixedTwoSlope)
+def _fixed(module: FixedTwoSlope, slope: Slope) -> Pieces:
+    return _two(slope(module.negative), slope(module.positive))
+
+
+@rule(PartialLinear, FixedPartial)
+def _partial(module: PartialLinear | FixedPartial, slope: Slope) -> Pieces | None:
+    inner, alpha = _by_rule(module.activation, slope), slope(module.alpha)
+    if inner is None or any(bend != value for bend, value in zip(inner.bends, inner.values, strict=True)):
+        return None  # the bends' values would differ by channel
+    mixed = tuple(alpha + (1 - alpha) * s for s in inner.slopes)
+    return Pieces(inner.bends, inner.values, mixed)

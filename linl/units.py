@@ -30,6 +30,21 @@ class Unit(nn.Module):
     linear_threshold: float  # `harden` calls the unit linear from here on, unless told otherwise
     fused = False  # set by `fuse_kernels_`
 
+    @classmethod
+    def instead_of(cls, activation: nn.Module, channels: int | None = None, **start: float) -> Unit:
+        """The unit that takes an activation's place; `start`: its parameter, by name."""
+        raise NotImplementedError
+
+    @classmethod
+    def refuses(cls, activation: nn.Module) -> str:
+        """Why it can't take an activation's place; empty where it can."""
+        return ""
+
+    @classmethod
+    def loses(cls, activation: nn.Module) -> str:
+        """What of an activation it can't reproduce; empty where nothing."""
+        return ""
+
     @property
     def theta(self) -> nn.Parameter:
         """The trainable parameter, () or (C,)."""
@@ -83,6 +98,19 @@ class LiNLU(Unit):
 
     kind, parameter_name, linear_threshold = "linlu", "p", 1.0
 
+    @classmethod
+    def instead_of(cls, activation: nn.Module, channels: int | None = None, **start: float) -> LiNLU:
+        return cls(channels=channels, **start)
+
+    @classmethod
+    def refuses(cls, activation: nn.Module) -> str:
+        known = isinstance(activation, nn.ReLU | nn.LeakyReLU | nn.ReLU6)
+        return "" if known else 'a LiNLU replaces ReLU, LeakyReLU and ReLU6 only; use "partial"'
+
+    @classmethod
+    def loses(cls, activation: nn.Module) -> str:
+        return "cap of ReLU6 dropped" if isinstance(activation, nn.ReLU6) else ""
+
     def __init__(self, p: float = 0.75, channels: int | None = None) -> None:
         super().__init__()
         if not 0.5 <= p <= 1:
@@ -127,6 +155,10 @@ class PartialLinear(Unit):
     """
 
     kind, parameter_name, linear_threshold = "partial", "alpha", 0.9
+
+    @classmethod
+    def instead_of(cls, activation: nn.Module, channels: int | None = None, **start: float) -> PartialLinear:
+        return cls(activation, channels=channels, **start)
 
     def __init__(self, activation: nn.Module | None = None, alpha: float = 0.0, channels: int | None = None) -> None:
         super().__init__()
@@ -258,29 +290,24 @@ def linearize(
     sites = activation_sites(traced)
     if not sites:
         raise ValueError(f"{type(net).__name__} has no activation: nothing to linearize")
-    notes = [f"{s.name}: cap of ReLU6 dropped" for s in sites if unit == "linlu" and isinstance(s.module, nn.ReLU6)]
+    kind = UNITS[unit]
     channels: dict = {}
     if per == "channel":
         trouble = 'per="channel" must know how many channels there are: pass example=, one input batch'
         known = shapes(traced, example_for(net, example, trouble))
         channels = {site.name: known[site.node][1] for site in sites}
-    refused = [f"{s.name} ({type(s.module).__name__})" for s in sites if unit == "linlu" and not _linlu_can(s.module)]
+    refused = [(f"{s.name} ({type(s.module).__name__})", why) for s in sites if (why := kind.refuses(s.module))]
     if refused:
-        raise ValueError(f'a LiNLU replaces ReLU, LeakyReLU and ReLU6 only; use "partial" for: {", ".join(refused)}')
-    units = []
+        raise ValueError(f"{refused[0][1]} for: {', '.join(name for name, _ in refused)}")
+    units, options = [], {} if start is None else {kind.parameter_name: start}
     for site in sites:
-        options = {} if start is None else {UNITS[unit].parameter_name: start}
-        made = (
-            LiNLU(channels=channels.get(site.name), **options)
-            if unit == "linlu"
-            else PartialLinear(site.module, channels=channels.get(site.name), **options)
-        )
+        made = kind.instead_of(site.module, channels.get(site.name), **options)
         reference = next(net.parameters(), None)
         if reference is not None:
             made.to(device=reference.device, dtype=reference.dtype)
         units.append(made.train(net.training))
     traced = replace_activations(traced, sites, units)
-    traced.linearize_notes = notes
+    traced.linearize_notes = [f"{s.name}: {lost}" for s in sites if (lost := kind.loses(s.module))]
     if hasattr(traced, "made_by"):
         traced.made_by = {**traced.made_by, "linearize": {"unit": unit, "per": per}}
     return traced
@@ -400,10 +427,6 @@ def _leaky_slope(activation: nn.Module) -> float | None:
     if type(activation) is nn.ReLU:
         return 0.0
     return activation.negative_slope if type(activation) is nn.LeakyReLU else None
-
-
-def _linlu_can(activation: nn.Module) -> bool:
-    return isinstance(activation, nn.ReLU | nn.LeakyReLU | nn.ReLU6)
 
 
 def _out_of_place(activation: nn.Module) -> nn.Module:

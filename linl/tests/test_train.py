@@ -226,6 +226,21 @@ def test_stopped_within_an_epoch_it_ends_the_same(tmp_path, capsys, extra):
     assert a == b, "every weight is the same"
 
 
+def test_fewer_processes_go_on_within_an_epoch(tmp_path):
+    """Of a checkpoint that two had written: the same images, other dropout."""
+    data = linl.data.load("digits", limit=256, validation=0.1)
+    settings = recipe("linlnet-digits", **SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        fit(setting()[0], Stops(data, 3), settings, folder=tmp_path, verbose=False, save_every=0)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["within"]["step"] == 3 and len(saved["within"]["chance"]) == 1
+    saved["within"]["chance"] *= 2
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    ended = fit(setting()[0], data, settings, folder=tmp_path, verbose=False).metrics
+    straight = fit(setting()[0], data, settings, verbose=False).metrics
+    assert len(ended) == 3 and ended["train_loss"].iloc[-1] == pytest.approx(straight["train_loss"].iloc[-1], rel=0.1)
+
+
 def test_a_long_epoch_tells_how_far_it_is(capsys, monkeypatch):
     monkeypatch.setattr(linl.epochs, "TELL_EVERY", 0.0)
     net, digits = setting()
