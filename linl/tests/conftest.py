@@ -3,13 +3,14 @@
 import os
 from pathlib import Path
 
-# Several workers (pytest -n) share the cores: what each may use is set before torch starts its threads, and handed
-# down to the kernels and processes that a test starts.
-if (WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))) > 1:
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
-
 import pytest
 import torch
+
+# Several workers (pytest -n) share the cores. The variable is for the kernels and processes that a test starts; here
+# it comes too late, since importing this file has imported linl, and so torch.
+if (WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)
