@@ -91,6 +91,7 @@ ORDER = [
     "logs",
     "results",
     "provenance",
+    "verdicts",
     "tables",
     "notebooks",
     "engine",

@@ -15,7 +15,10 @@ from linl.results import ParameterError
 WHOLE = results.PROJECT / "notebooks" / "tables.ipynb"
 PARTS = results.PROJECT / "notebooks" / "tables"
 MADE = {
-    "linlnet": {"linlnet": ["linlnet.csv", "linlnet.md", "linlnet.png", "linlnet-course.png"]},
+    "linlnet": {
+        "linlnet": ["linlnet.csv", "linlnet.md", "linlnet.png", "linlnet-course.png"],
+        "last_layer": ["last_layer.csv", "last_layer.md"],
+    },
     "layer_folding": {"layer_folding": ["layer_folding.csv", "layer_folding.md", "layer_folding.png"]},
     "blocks": {
         "mobile_blocks": ["mobile_blocks.csv", "mobile_blocks.md", "mobile_blocks.png"],
@@ -43,6 +46,10 @@ MADE = {
         "bounds_speed": ["bounds_speed.csv", "bounds_speed.md"],
         "benchmarks": ["benchmark-units.csv", "benchmark-units.md"],
         "imagenet_cost": ["imagenet_cost.csv", "imagenet_cost.md"],
+    },
+    "reproduction": {
+        "linlnet": ["reproduction.csv", "reproduction.md", "reproduction.png"],
+        **dict.fromkeys(("last_layer", "layer_folding", "stability", "regions", "activating_pruning"), ()),
     },
     "runs": {"fold_pays": ["runs.csv", "runs.md"]},  # any will do
 }  # fmt: skip
@@ -221,6 +228,7 @@ def test_the_whole_is_all_its_parts(shell, tmp_path):
     a_few_records("fold_pays", "layer_folding", "benchmarks")
     names = notebooks.run_here(WHOLE, out_dir=str(tmp_path / "out"))
     wanted = sorted([*MADE["blocks"]["fold_pays"], *MADE["layer_folding"]["layer_folding"],
+                     *MADE["reproduction"]["linlnet"],
                      *MADE["benchmarks"]["benchmarks"], *MADE["runs"]["fold_pays"]])  # fmt: skip
     assert (tmp_path / "out" / "index.md").read_text() == "".join(f"- [{name}]({name})\n" for name in wanted)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*wanted, "index.md"])

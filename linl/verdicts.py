@@ -1,0 +1,106 @@
+"""What a published figure and ours say of each other: a word, by rule and not by hand."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure with its standard deviation over seeds, where that is known."""
+
+    mean: float
+    sd: float = 0.0
+
+    @classmethod
+    def read(cls, text: str) -> Figure | None:
+        """ "97.92±0.09", "97.92 ± 0.09" or "67.88"; None of an empty text.
+
+        Raises:
+            ValueError: something else.
+        """
+        if not text.strip():
+            return None
+        found = re.fullmatch(r"\s*([+-]?[\d.]+(?:e[+-]?\d+)?)\s*(?:±\s*([\d.]+))?\s*", text)
+        if found is None:
+            raise ValueError(f"{text!r} is no figure: write it as 97.92 or 97.92±0.09")
+        return cls(float(found[1]), float(found[2] or 0))
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Figure | None:
+        """Of one value a seed; None of none."""
+        known = [v for v in values if v is not None and math.isfinite(v)]
+        if not known:
+            return None
+        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else 0.0)
+
+
+def verdict(published: str, ours: Sequence[float], *, same: bool = True, within: float = 0.0, digits: int = 2) -> str:
+    """Whether ours is the published figure.
+
+    They agree if they differ by at most two standard deviations (both added in squares), or by `within`: what two
+    trainings of one recipe may differ by where no deviation is known, or what a figure was rounded to.
+
+    Args:
+        published: as `Figure.read` takes it; empty: unknown, and there is no verdict.
+        ours: a value a seed.
+        same: whether the schedule is the published one.
+        within: see above.
+        digits: of a difference that is told.
+
+    Returns: "reproduced", "reproduced, on a shorter schedule", "differs by +1.20", "shorter schedule: -3.40",
+        "not run", or "".
+    """
+    theirs, mine = Figure.read(published), Figure.of(ours)
+    if theirs is None:
+        return ""
+    if mine is None:
+        return "not run"
+    apart = mine.mean - theirs.mean
+    if abs(apart) <= max(within, 2 * math.hypot(theirs.sd, mine.sd)):
+        return "reproduced" if same else "reproduced, on a shorter schedule"
+    return f"{'differs by' if same else 'shorter schedule:'} {apart:+.{digits}f}"
+
+
+def together(verdicts: Mapping[str, str]) -> str:
+    """One line of several: "accuracy, neurons: reproduced; connections: differs by -7.10"."""
+    words: dict[str, list[str]] = {}
+    for name, word in verdicts.items():
+        if word:
+            words.setdefault(word, []).append(name)
+    if len(words) == 1:
+        return next(iter(words))
+    return "; ".join(f"{', '.join(names)}: {word}" for word, names in words.items())
+
+
+KINDS = ("reproduced", "reproduced, shorter", "in part", "shorter schedule", "differs", "needs ImageNet", "not run")
+
+
+def kind(word: str) -> str:
+    """Which of `KINDS` a verdict is, for counting them."""
+    parts = {_kind(part.rpartition(": ")[2] if "reproduced" in part else part) for part in word.split("; ")}
+    return next(iter(parts)) if len(parts) == 1 else "in part"
+
+
+def _kind(word: str) -> str:
+    if word.startswith("reproduced"):
+        return "reproduced, shorter" if "shorter" in word else "reproduced"
+    if "shorter schedule" in word:
+        return "shorter schedule"
+    if word in KINDS:
+        return word
+    return "in part" if re.match(r"in \d+ of", word) else "differs"
+
+
+def share(holds: Sequence[bool], what: str = "settings") -> str:
+    """Of a claim about a direction: "reproduced", "not reproduced", or "in 3 of 5 settings"; "not run" of none."""
+    if not len(holds):
+        return "not run"
+    count = sum(map(bool, holds))
+    if count in (0, len(holds)):
+        return "reproduced" if count else "not reproduced"
+    return f"in {count} of {len(holds)} {what}"
