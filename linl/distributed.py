@@ -27,7 +27,7 @@ from torch import nn
 
 from linl import train
 from linl.checkpoints import save_weights
-from linl.devices import pick_device
+from linl.devices import cores, pick_device
 from linl.files import atomic
 from linl.images import Images
 from linl.models import create
@@ -82,7 +82,7 @@ def fit(
         own = Path(folder) if folder else Path(spare)
         work = own / WORK
         if not (own / "model.safetensors").is_file():
-            _write(work, net, data, settings, {**how, "folder": str(own.absolute())})
+            _write(work, net, data, settings, processes, {**how, "folder": str(own.absolute())})
             _start(work, processes, verbose)
             shutil.rmtree(work)
         return train.fit(net, data, settings, folder=own, **how)  # it is finished: weights and tables are loaded
@@ -119,7 +119,9 @@ def _refuse(net: nn.Module, data, settings: Recipe, processes: int, device: str)
 # --- what the processes are told -------------------------------------------------------------------
 
 
-def _write(work: Path, net: nn.Module, data: Images | ImageFolderData, settings: Recipe, how: dict) -> None:
+def _write(
+    work: Path, net: nn.Module, data: Images | ImageFolderData, settings: Recipe, processes: int, how: dict
+) -> None:
     from safetensors.torch import save_file
 
     work.mkdir(parents=True, exist_ok=True)
@@ -133,7 +135,8 @@ def _write(work: Path, net: nn.Module, data: Images | ImageFolderData, settings:
     else:
         told["folder"] = {
             "root": str(Path(data.root).absolute()), "crop": asdict(data.crop), "mean": data.mean, "std": data.std,
-            "validation_share": data.validation_share, "seed": data.seed, "limit": data.limit, "workers": data.workers,
+            "validation_share": data.validation_share, "seed": data.seed, "limit": data.limit,
+            "workers": max(1, min(8, cores() // processes)) if data.workers is None else data.workers,
         }  # fmt: skip
     with atomic(work / "told.json") as part:
         part.write_text(json.dumps(told, indent=1) + "\n")

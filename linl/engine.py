@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from linl import devices
 from linl.data import PROJECT
 from linl.results import ParameterError
 
@@ -56,9 +57,8 @@ def here(cores: int | None = None) -> Capacity:
     """What this machine has."""
     import torch
 
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Capacity(cores or own, memory, torch.cuda.device_count())
+    return Capacity(cores or devices.cores(), memory, torch.cuda.device_count())
 
 
 def command(profile: str, cores: int | None = None, executor: str = "local") -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from linl.crops import Crop
+from linl.devices import cores
 from linl.images import Share, mixed_seed, normalized
 from linl.sources import DataError, Source
 
@@ -126,12 +127,21 @@ class ImageFolderData:
         loader = torch.utils.data.DataLoader(
             _Pictures(base.samples, self._index[split], _transform(self.crop, training), own),
             batch_sampler=batches[first:] if training else batches,
-            num_workers=min(8, os.cpu_count() or 1) if self.workers is None else self.workers,
+            num_workers=min(8, cores()) if self.workers is None else self.workers,
             generator=generator,  # else it draws from the training's own chance, once more when that is taken up again
             pin_memory=torch.device(self.device).type == "cuda",
         )
-        for images, labels in loader:
+        for images, labels in _plainly(loader):
             yield self.normalize(images.to(self.device, non_blocking=True)), labels.to(self.device, non_blocking=True)
+
+
+def _plainly(loader: torch.utils.data.DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """A loader's batches; a worker's error in its own words, without the worker's traceback."""
+    try:
+        yield from loader
+    except DataError as error:
+        said = str(error).strip().splitlines()[-1]
+        raise DataError(said.removeprefix(f"{DataError.__module__}.{DataError.__name__}: ")) from None
 
 
 def _transform(crop: Crop, training: bool):

@@ -26,6 +26,7 @@ from typing import Any
 import pandas as pd
 
 from linl.data import PROJECT
+from linl.devices import cores
 from linl.files import atomic
 from linl.locks import Held, hold, release
 
@@ -241,7 +242,7 @@ def machine() -> dict[str, Any]:
         )
     return {
         "cpu": name,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "system": f"{platform.system()} {platform.machine()}",
     }

@@ -50,7 +50,8 @@ def _data(told: dict, work: Path) -> Images | ImageFolderData:
 
     if "folder" in told:
         folder = told["folder"]
-        return ImageFolderData(**{**folder, "root": Path(folder["root"]), "crop": Crop(**folder["crop"])})
+        tuples = {key: tuple(folder[key]) for key in ("mean", "std")}
+        return ImageFolderData(**{**folder, **tuples, "root": Path(folder["root"]), "crop": Crop(**folder["crop"])})
     tensors, rest = load_file(work / "data.safetensors"), told["images"]
     splits = {split: (tensors[f"{split}.x"], tensors[f"{split}.y"]) for split in ("train", "validation", "test")}
     tuples = {key: tuple(rest[key]) for key in ("mean", "std", "augment")}
