@@ -56,7 +56,8 @@ def read_checkpoint(path: Path, identity: dict) -> dict:
         raise ValueError(
             f"the checkpoint {path} can't be read ({first_line(error)}): delete it to start anew"
         ) from error
-    refuse_other(path, saved["identity"], identity)
+    found = saved.get("identity") if isinstance(saved, dict) else None
+    refuse_other(path, found if isinstance(found, dict) else {}, identity)
     return saved
 
 

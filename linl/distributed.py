@@ -88,8 +88,9 @@ def fit(
         return train.fit(net, data, settings, folder=own, **how)  # it is finished: weights and tables are loaded
 
 
-def sharing(batch_size: int, device: torch.device) -> int:
+def sharing(batch_size: int, images: int, device: torch.device) -> int:
     """How many processes can share a batch evenly, each with a GPU of its own; 1 on the processor."""
+    batch_size = min(batch_size, images)
     gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
     return max(n for n in range(1, max(1, gpus) + 1) if batch_size % n == 0)
 

@@ -186,7 +186,7 @@ class _Pictures(torch.utils.data.Dataset):
         return self._seen(picture, i)
 
     def _seen(self, picture: Tensor, i: int):
-        torch.manual_seed(mixed_seed(self.seed, int(self.index[i])))
+        torch.default_generator.manual_seed(mixed_seed(self.seed, int(self.index[i])))  # not the GPUs' as well
         return self.transform(picture), int(self.labels[i])
 
 
@@ -212,5 +212,5 @@ def decoded(path: Path) -> Tensor:
     try:
         with Image.open(path) as picture:
             return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} can't be read as a picture ({error}): mend it, or take it out of the folder") from None

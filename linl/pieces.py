@@ -163,7 +163,9 @@ def rule(*kinds: type[nn.Module]) -> Callable:
     `made(module, slope)`, slopes made by `slope`."""
 
     def register(made: Callable[[nn.Module, Slope], Pieces | None]) -> Callable:
-        RULES.update(dict.fromkeys(kinds, made))
+        for kind in kinds:
+            RULES.pop(kind, None)  # a new rule for an old kind is the latest as well
+            RULES[kind] = made
         return made
 
     return register

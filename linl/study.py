@@ -82,6 +82,16 @@ class Job:
         return f"{self.experiment} {self.folder.parent.name} s{self.params.get('seed', 0)}"
 
 
+class _Once(yaml.SafeLoader):
+    """YAML that says so where a name comes twice: by itself it keeps the last and forgets the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} comes twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def profiles(path: Path | None = None) -> dict[str, dict]:
     """All profiles of `study.yaml`: name to {about, runs}.
 
@@ -90,7 +100,7 @@ def profiles(path: Path | None = None) -> dict[str, dict]:
     """
     path = path or PROJECT / "study.yaml"
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _Once)  # a SafeLoader
     except FileNotFoundError:
         raise ParameterError(f"{path} is missing: run this from a checkout of the project") from None
     except yaml.YAMLError as error:

@@ -8,6 +8,8 @@ minutes. Test images are never looked at here.
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -169,8 +171,7 @@ def fit(
 def _one_epoch(net, model, data, settings, optimizer, peaks, current, seed, precision, saving, verbose) -> dict:
     net.train()
     limits, classifies, epoch = pixel_range(data), settings.loss == "cross_entropy", current.number - 1
-    options = _share(current.us) | ({"first": current.step} if current.step else {})
-    for images, labels in data.batches("train", settings.batch_size, seed=seed, epoch=epoch, **options):
+    for images, labels in _batches(data, settings.batch_size, seed, epoch, current):
         factor = settings.factor(epoch * current.steps + current.step, current.steps)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
@@ -193,6 +194,14 @@ def _one_epoch(net, model, data, settings, optimizer, peaks, current, seed, prec
         saving.within(current, settings)
     _refuse_nan(current, settings)
     return current.row(optimizer.param_groups[0]["lr"], classifies)
+
+
+def _batches(data, batch_size: int, seed: int, epoch: int, current: Epoch):
+    """Training batches from the one on that isn't done yet; a data set may not know how to skip the others."""
+    given = {"seed": seed, "epoch": epoch, **_share(current.us)}
+    if current.step and "first" not in inspect.signature(data.batches).parameters:
+        return itertools.islice(data.batches("train", batch_size, **given), current.step, None)
+    return data.batches("train", batch_size, **given, **({"first": current.step} if current.step else {}))
 
 
 def _share(us: World) -> dict:

@@ -42,8 +42,9 @@ class Figure:
 def verdict(published: str, ours: Sequence[float], *, same: bool = True, within: float = 0.0, digits: int = 2) -> str:
     """Whether ours is the published figure.
 
-    They agree if they differ by at most two standard deviations (both added in squares), or by `within`: what two
-    trainings of one recipe may differ by where no deviation is known, or what a figure was rounded to.
+    They agree if their bars, mean ± one standard deviation, touch, where ours counts no wider than the published one
+    (else noise would make agreement), or if they differ by at most `within`: what two trainings of one recipe may
+    differ by where no deviation is known, or what a figure was rounded to.
 
     Args:
         published: as `Figure.read` takes it; empty: unknown, and there is no verdict.
@@ -61,7 +62,7 @@ def verdict(published: str, ours: Sequence[float], *, same: bool = True, within:
     if mine is None:
         return "not run"
     apart = mine.mean - theirs.mean
-    if abs(apart) <= max(within, 2 * math.hypot(theirs.sd, mine.sd)):
+    if abs(apart) <= max(within, theirs.sd + min(mine.sd, theirs.sd)) + 1e-9:
         return "reproduced" if same else "reproduced, on a shorter schedule"
     return f"{'differs by' if same else 'shorter schedule:'} {apart:+.{digits}f}"
 
@@ -82,7 +83,8 @@ KINDS = ("reproduced", "reproduced, shorter", "in part", "shorter schedule", "di
 
 def kind(word: str) -> str:
     """Which of `KINDS` a verdict is, for counting them."""
-    parts = {_kind(part.rpartition(": ")[2] if "reproduced" in part else part) for part in word.split("; ")}
+    named = re.compile(r"^[\w, ]+: (?=reproduced|differs|shorter|not |needs|in )")
+    parts = {_kind(named.sub("", part)) for part in word.split("; ")}
     return next(iter(parts)) if len(parts) == 1 else "in part"
 
 

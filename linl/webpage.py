@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import base64
 import html
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -52,7 +53,8 @@ def report(profile: str, path: Path | None = None) -> Path:
     if not (tables / "index.md").is_file():
         raise ParameterError(f"{profile} has no tables yet: `make study PROFILE={profile}` makes them")
     path = path or tables / "report.html"
-    parts = [*_head(profile, wanted, done), *_tables(tables), *_notebooks(done)]
+    shown = {short(job.folder.parent.name) for job in done}
+    parts = [*_head(profile, wanted, done), *_tables(tables, shown), *_notebooks(done)]
     with atomic(path) as part:
         part.write_text("\n".join(parts), encoding="utf-8")
     return path
@@ -70,16 +72,17 @@ def _head(profile: str, wanted: list[Job], done: list[Job]) -> Iterator[str]:
     yield f"<p>{len(done)} of {len(wanted)} runs are finished.{told}</p>"
 
 
-def _tables(folder: Path) -> Iterator[str]:
+def _tables(folder: Path, shown: set[str]) -> Iterator[str]:
     """Every table with its note, the pictures of its name below it; the list of runs last."""
     from nbconvert.filters import markdown2html
 
-    named = sorted(folder.glob("*.csv"), key=lambda file: (file.stem == "runs", file.stem))
+    listed = re.findall(r"\[([^]]+\.csv)\]", (folder / "index.md").read_text())  # what else is there is of before
+    named = sorted((folder / name for name in listed), key=lambda file: (file.stem == "runs", file.stem))
     for file in named:
         text = file.with_suffix(".md").read_text()
         _, _, note = text.partition("\n\n")
         yield f"<h2 id='table-{file.stem}'>{html.escape(file.stem.replace('_', ' '))}</h2>"
-        yield _linked(pd.read_csv(file, dtype=str, keep_default_na=False))
+        yield _linked(pd.read_csv(file, dtype=str, keep_default_na=False), shown)
         yield markdown2html(note)
         for picture in sorted(folder.glob(f"{file.stem}*.png")):
             if _owner(picture, named) == file:
@@ -92,11 +95,15 @@ def _owner(picture: Path, tables: list[Path]) -> Path:
     return max((t for t in tables if picture.stem.startswith(t.stem)), key=lambda t: len(t.stem))
 
 
-def _linked(table: pd.DataFrame) -> str:
-    """A table, each run a link to its notebook."""
+def _linked(table: pd.DataFrame, shown: set[str]) -> str:
+    """A table, each run whose notebook is in the page a link to it."""
+
+    def link(runs: str) -> str:
+        return " ".join(f"<a href='#run-{run}'>{run}</a>" if run in shown else run for run in runs.split())
+
     cells = table.map(html.escape)
     if "run" in cells:
-        cells["run"] = cells["run"].map("<a href='#run-{0}'>{0}</a>".format)
+        cells["run"] = cells["run"].map(link)
     return cells.to_html(index=False, escape=False, border=0)
 
 
@@ -142,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         made = report(asked.profile, asked.out)
-    except ParameterError as error:
+    except (ParameterError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{made} ({made.stat().st_size / 1e6:.1f} MB)")

@@ -177,6 +177,14 @@ def test_results_that_cannot_be_written_are_said(monkeypatch, tmp_path, capsys):
         results.begin("linlnet", {"seed": 0})
 
 
+def test_a_name_that_comes_twice_is_refused(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("profiles:\n  a: {runs: []}\n  b: {runs: []}\n  a: {runs: []}\n")
+    with pytest.raises(ParameterError, match="not valid YAML: a comes twice"):
+        study.profiles(path)
+    assert isinstance(study._Once(""), yaml.SafeLoader)
+
+
 def test_small_numbers_reach_a_notebook_as_numbers():
     params = {"l1": 5e-05, "hidden": "100 100", "time_latency": True, "weights": "", "epochs": 3, "blocks": "2: 4 # x"}
     assert yaml.safe_load(study.as_yaml(params)) == params

@@ -19,7 +19,11 @@ def test_figures_are_read():
     [
         ("", [1.0], {}, ""),
         ("90±1", [], {}, "not run"),
-        ("90±1", [91.9], {}, "reproduced"),
+        ("90±1", [90.9], {}, "reproduced"),
+        ("90±1", [91.1], {}, "differs by +1.10"),
+        ("90±1", [90.5, 92.5], {}, "reproduced"),
+        ("90±0.1", [60.0, 120.0], {}, "reproduced"),
+        ("90±0.1", [60.0, 121.0], {}, "differs by +0.50"),
         ("90±1", [92.1], {}, "differs by +2.10"),
         ("90±1", [92.1], {"within": 2.5}, "reproduced"),
         ("90", [89.0, 91.0], {}, "reproduced"),
@@ -47,6 +51,8 @@ def test_several_verdicts_are_one_line():
         "not reproduced": "differs",
         "not run": "not run",
         "needs ImageNet": "needs ImageNet",
+        "accuracy: reproduced; loss: not run": "in part",
+        "accuracy, loss: not run": "not run",
         "loss: differs by +1; neurons: differs by +2": "differs",
         "a: reproduced, on a shorter schedule; b: shorter schedule: -1": "in part",
     }

@@ -35,14 +35,20 @@ def test_a_page_holds_everything_and_links_it(profile):
     folder, run = study.tables_folder("p"), webpage.short(profile[0].folder.parent.name)
     for job, said in zip(profile[:2], ("first seed", "second seed"), strict=True):
         finish(job, said)
-    results.write_table(pd.DataFrame({"a": ["x < y"], "run": [run]}), "demo", folder, "A *note*.")
+    results.write_table(
+        pd.DataFrame({"a": ["x < y", "z"], "run": [f"{run} 0123abcd", ""]}), "demo", folder, "A *note*."
+    )
     results.write_table(pd.DataFrame({"b": [1]}), "demo_more", folder)
     for name in ("demo", "demo-course", "demo_more"):
         results.write_figure(plt.figure(figsize=(1, 1)), name, folder)
-    (folder / "index.md").write_text("")
+    results.write_table(pd.DataFrame({"c": ["of before"]}), "stale", folder)
+    (folder / "index.md").write_text("- [demo.csv](demo.csv)\n- [demo.md](demo.md)\n- [demo_more.csv](demo_more.csv)\n")
     page = webpage.report("p").read_text()
     assert "a &lt; b" in page and "x &lt; y" in page, "what is text stays text"
-    assert f"<a href='#run-{run}'>{run}</a>" in page and page.count(f"id='run-{run}'") == 1
+    assert f"<a href='#run-{run}'>{run}</a> 0123abcd<" in page and page.count("href='#run-") == 1, (
+        "no link leads nowhere"
+    )
+    assert "of before" not in page and page.count(f"id='run-{run}'") == 1
     assert "first seed" in page and "second seed" not in page, "one notebook a setting"
     assert "2 of 3 runs are finished. Missing: benchmarks" in page and "<em>note</em>" in page
     assert page.count("data:image/png;base64,") == 3
