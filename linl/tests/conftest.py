@@ -13,6 +13,14 @@ if (WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))) > 1:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+LONG = ("test_the_smoke_profile_from_start_to_table", "test_a_sweep_recovers_from_a_job_that_is_killed")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first, so that no worker is left alone with one in the end."""
+    items.sort(key=lambda item: item.name not in LONG)
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)

@@ -110,10 +110,12 @@ def recorded(key, seed=0, **changes):
                "folded_parameters": 1100, "start_ms_1": 4.0, "folded_ms_1": 3.0}  # fmt: skip
     folder = results.results_folder() / "records" / "layer_folding" / key / f"s{seed}"
     folder.mkdir(parents=True)
-    how = {"cpu": "a processor", "gpu": "", "threads": 2, "precision": "fp32"}
+    how = {"cpu": "a processor", "gpu": "", "threads": 2, "precision": "fp32", "seconds": 1.0, "peak_memory_mb": 1}
+    versions = dict.fromkeys(("python", "torch", "torchvision", "timm"), "2")
     figures |= {name: changes.pop(name) for name in list(changes) if name in figures}
     (folder / "params.json").write_text(json.dumps({**params, **changes, "seed": seed}))
-    result = {"figures": figures, "how": how, "versions": {"torch": "2"}, "key": key, "finished": "now"}
+    result = {"figures": figures, "how": how, "versions": versions, "key": key, "finished": "now"}
+    result["source"] = {"revision": "abc", "clean": True}
     (folder / "result.json").write_text(json.dumps(result))
 
 
