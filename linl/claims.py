@@ -18,13 +18,13 @@ from linl.verdicts import share, together, verdict
 
 def row(
     system: str, claim: str, published: str, source: str, word: str = "not run", ours: str = "", schedule: str = "",
-    group: pd.DataFrame | None = None,
+    *groups: pd.DataFrame,
 ) -> dict[str, Any]:  # fmt: skip
-    """One claim; `group`: the runs that it is compared with, a row a seed."""
+    """One claim; `groups`: the settings that it is compared with, each a row a seed."""
     how = {"seeds": "", "schedule": schedule, "hardware": "", "source": source, "run": ""}
-    if group is not None:
-        first = group.iloc[0]
-        how |= {"seeds": len(group), "hardware": hardware(first), "run": short(first["key"])}
+    if groups:
+        runs = " ".join(short(group["key"].iloc[0]) for group in groups)
+        how |= {"seeds": seeds_of(groups), "hardware": hardware(groups[0].iloc[0]), "run": runs}
     return {"system": system, "claim": claim, "published": published, "ours": ours, "verdict": word, **how}
 
 
@@ -114,10 +114,8 @@ def _learnt(published: pd.Series, done: pd.DataFrame) -> dict | None:
         return None
     epochs, depth = group.iloc[0]["epochs"], published["depth"]
     word = verdict(depth, group["depth_published"], digits=0, same=epochs >= 100)
-    claim, ours = (
-        f"{published['network']}, {published['dataset']}, learnt",
-        f"depth {mean_sd(group['depth_published'], 0)}",
-    )
+    claim = f"{published['network']}, {published['dataset']}, learnt"
+    ours = f"depth {mean_sd(group['depth_published'], 0)}"
     return row(
         "Layer Folding", claim, f"depth {depth}", published["source"], word, ours, f"{epochs} of 100 epochs", group
     )
@@ -136,8 +134,7 @@ def _similar(data: str, done: pd.DataFrame) -> dict:
         share([max(depths) - min(depths) <= 2]),
     )
     word = word if epochs >= 100 else f"shorter schedule: {word}"
-    made = {**row(*claim, word, ours, f"{epochs} of 100 epochs", groups[0]), "run": _runs(groups)}
-    return made
+    return row(*claim, word, ours, f"{epochs} of 100 epochs", *groups)
 
 
 # --- ReLU stability --------------------------------------------------------------------------------
@@ -198,12 +195,7 @@ def _fewer(word: str, column: str, done: pd.DataFrame) -> dict:
         return row(*claim)
     left = f"; {len(found) - len(told)} not counted to the end" if len(told) < len(found) else ""
     ours = f"{min(told):.2f} to {max(told):.2f} times as many, {len(told)} settings{left}"
-    seeds = told_seeds(groups)
-    return {
-        **row(*claim, share([ratio < 1 for ratio in told]), ours, group=groups[0]),
-        "seeds": seeds,
-        "run": _runs(groups),
-    }
+    return row(*claim, share([ratio < 1 for ratio in told]), ours, "", *groups)
 
 
 def _ratio(group: pd.DataFrame, column: str) -> float | None:
@@ -243,8 +235,7 @@ def _gain(data: str, done: pd.DataFrame) -> dict:
     word = "reproduced" if gain >= least else f"{'differs by' if same else 'shorter schedule:'} {gain - least:+.2f}"
     word += ", on a shorter schedule" if word == "reproduced" and not same else ""
     schedule = f"{first['network']}, {first['cycles']} cycles of {first['epochs']} epochs"
-    used = [g for g, _ in found]
-    return {**row(*claim, word, ours, schedule, used[0]), "seeds": told_seeds(used), "run": _runs(used)}
+    return row(*claim, word, ours, schedule, *(group for group, _ in found))
 
 
 def _points(group: pd.DataFrame) -> float | None:
@@ -256,11 +247,7 @@ def _points(group: pd.DataFrame) -> float | None:
 # --- words -----------------------------------------------------------------------------------------
 
 
-def told_seeds(groups: Sequence[pd.DataFrame]) -> str:
-    """ "5", or "2 to 5": how many seeds each setting has."""
+def seeds_of(groups: Sequence[pd.DataFrame]) -> int | str:
+    """How many seeds each setting has: 5, or "2 to 5"."""
     counts = sorted({len(group) for group in groups})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-
-
-def _runs(groups: Sequence[pd.DataFrame]) -> str:
-    return " ".join(short(group["key"].iloc[0]) for group in groups)
+    return counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
