@@ -8,10 +8,10 @@ With a parameter θ, both slopes are affine in it:
 
 LiNLU is (a0, a1, b0, b1) = (0, 1, -1, 2); Layer Folding's unit around a ReLU is (1, 0, 0, 1).
 
-Three ways to the same numbers. `formula` is differentiable, traceable and exportable. The eager
-CPU path walks through the tensor in blocks that stay in the cache and reuses torch's own leaky-ReLU
-kernels. The fused path (`fused=True`) lets torch.compile build both halves; it needs a C++ compiler
-(CPU) or Triton (GPU), costs a few seconds once a process, and is then about as fast as a ReLU.
+Ways to the same numbers. `formula` is differentiable, traceable and exportable. The eager CPU path walks
+through the tensor in blocks that stay in the cache and reuses torch's own leaky-ReLU kernels. The fused path
+(`fused=True`) is about as fast as a ReLU: on the CPU, with one θ a layer, our own C++ (`linl.native`: needs a
+compiler, half a second once a process); elsewhere torch.compile builds both halves in a few seconds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import warnings
 
 import torch
 from torch import Tensor
+
+from linl import native
 
 BLOCK = 1 << 18  # elements: 1 MiB of float32, about one core's second-level cache
 MIN_SLOPE = 1 / 16  # below this, x can't be had back from y without losing digits
@@ -80,26 +82,22 @@ def _slopes(theta, positive, negative):
 class _TwoSlope(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, theta, positive, negative, fused):
-        fused = fused and _can_fuse(x.device.type)
-        lowest = highest = 0.0  # of the slopes; reading them would stall an accelerator's queue
         plain = x.is_cpu and theta.ndim == 0  # plain numbers: no small tensors on the way
         numbers = _slopes(theta.item() if plain else theta, positive, negative)
-        if plain:
-            lowest, highest = min(numbers), numbers[0]
-        elif x.is_cpu:
-            lowest, highest = min(n.amin().item() for n in numbers), numbers[0].amin().item()
-        ctx.args, ctx.fused = (positive, negative), fused
-        ctx.blockwise = not fused and highest > 0 and theta.ndim == 0 and _dense(x)
+        lowest, highest = _ends(numbers) if x.is_cpu else (0.0, 0.0)  # reading them would stall an accelerator's queue
+        ctx.args, ctx.numbers = (positive, negative), numbers if plain else None
+        ctx.path = _path(x, plain, highest, fused)
         # The layer that follows saves y anyway, so saving y costs no memory, as with nn.ReLU;
         # x is then y / slope.
         ctx.from_output = lowest >= MIN_SLOPE
-        if fused:
+        if ctx.path == "native":
+            y = native.kernels().forward(x, *numbers)
+        elif ctx.path == "compiled":
             y = _fused("forward")(x, _packed(theta, *numbers))
-        elif ctx.blockwise:
+        elif ctx.path == "blocks":
             y = _forward_blocks(x, *numbers)
         else:
             y = formula(x, theta, positive, negative)
-        ctx.numbers = numbers if plain else None
         ctx.save_for_backward(y if ctx.from_output else x, theta)
         return y
 
@@ -110,15 +108,35 @@ class _TwoSlope(torch.autograd.Function):
             return *_differentiable_backward(ctx, g, saved, theta), None, None, None
         args = (*ctx.args, ctx.from_output)
         saved, theta = saved.detach(), theta.detach()
-        if ctx.fused:
+        if ctx.path in ("native", "compiled"):
             slopes = ctx.numbers or _slopes(theta, *ctx.args)
             bends = [d / s if ctx.from_output else d for (_, d), s in zip(ctx.args, slopes, strict=True)]
+        if ctx.path == "native" and g.dtype == saved.dtype:
+            dx, total = native.kernels().backward(g, saved, *slopes, *bends)
+            dtheta = torch.tensor(total, dtype=theta.dtype)
+        elif ctx.path == "compiled":
             dx, dtheta = _fused("backward")(g, saved, _packed(theta, *slopes, *bends))
-        elif ctx.blockwise and g.dtype == saved.dtype:
+        elif ctx.path == "blocks" and g.dtype == saved.dtype:
             dx, dtheta = _backward_blocks(g, saved, theta, *args)
         else:
             dx, dtheta = _backward(g, saved, theta, *args)
         return dx, dtheta.to(theta.dtype), None, None, None
+
+
+def _path(x: Tensor, plain: bool, highest: float, fused: bool) -> str:
+    """Which code works on x: "native", "compiled", "blocks" or the "formula"."""
+    if fused and plain and x.dtype in native.DTYPES and _dense(x) and native.kernels():
+        return "native"
+    if fused and _can_fuse(x.device.type):
+        return "compiled"
+    return "blocks" if plain and highest > 0 and _dense(x) else "formula"
+
+
+def _ends(numbers: tuple) -> tuple[float, float]:
+    """The lowest of all slopes, the highest on the positive side."""
+    if not isinstance(numbers[0], Tensor):
+        return min(numbers), numbers[0]
+    return min(n.amin().item() for n in numbers), numbers[0].amin().item()
 
 
 def _differentiable_backward(ctx, g, saved, theta):

@@ -101,7 +101,7 @@ def fit(
             `model.safetensors`; None keeps nothing and can't resume.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         precision: "auto", "bf16" or "fp32".
-        fused_units: compiled unit kernels (a few seconds once; needs a compiler).
+        fused_units: compiled unit kernels (half a second once on the CPU, seconds on a GPU; needs a compiler).
         verbose: one line an epoch, and one a minute in long ones.
         watch: called with the network after every epoch; the numbers that it gives are columns of `metrics`.
         save_every: seconds after which a checkpoint is written although the epoch isn't done; more where writing

@@ -394,7 +394,7 @@ def project_(net: nn.Module) -> None:
 
 
 def fuse_kernels_(net: nn.Module, fused: bool = True) -> None:
-    """Lets torch.compile build the units' kernels (or no longer). Needs a compiler; see linl.kernels."""
+    """Lets compiled kernels compute the units (or no longer). Needs a C++ compiler; see linl.kernels."""
     for unit in units_of(net).values():
         unit.fused = fused
 

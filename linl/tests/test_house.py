@@ -14,6 +14,7 @@ ORDER = [
     "affine",
     "merge",
     "whole",
+    "native",
     "kernels",
     "devices",
     "graph",
