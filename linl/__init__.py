@@ -22,6 +22,7 @@ from linl import (
     pruning,
     regions,
     results,
+    signals,
     stability,
     tables,
     train,
@@ -64,6 +65,6 @@ __all__ = [
     "dead_rate", "dead_rates", "devices", "distributed", "fold", "foldable", "folding", "fuse_kernels_", "graph",
     "guard", "harden", "harden_masks", "linearize", "losses", "masks", "measure", "merge", "models", "nonlinearity",
     "notebooks", "pad_first", "param_groups", "penalty", "planning", "project_", "prune", "prune_cycles", "pruning",
-    "regions", "results", "shallow", "shrink", "stability", "tables", "train", "units", "verify", "verify_stability",
-    "weights",
+    "regions", "results", "shallow", "shrink", "signals", "stability", "tables", "train", "units", "verify",
+    "verify_stability", "weights",
 ]  # fmt: skip

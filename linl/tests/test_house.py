@@ -81,6 +81,7 @@ ORDER = [
     "distributed",
     "worker",
     "dead_rates",
+    "signals",
     "lookahead",
     "scores",
     "pruning",
