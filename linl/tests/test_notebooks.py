@@ -12,7 +12,7 @@ from linl.data import PROJECT
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").rglob("*.ipynb"))
 NOTEBOOKS = [path for path in NOTEBOOKS if ".ipynb_checkpoints" not in path.parts]
-TEACHING = [path for path in NOTEBOOKS if path.parent.name == "teach"]
+TEACHING = [path for path in NOTEBOOKS if path.parent.name == "teach" or path.stem == "0-start-here"]
 
 
 def name(path):
