@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from linl.boxes import Box
 from linl.branching import Leaves
 from linl.checking import shown
+from linl.files import atomic
 from linl.pieces import STATES
 from linl.witnesses import SOURCES, Witnesses
 
@@ -21,7 +23,7 @@ UNDECIDED, UNSTABLE = -2, -1
 """Codes of a unit's state; from 0 on, the number of the piece it stays in."""
 PROOFS = ("", "interval", "crown", "optimized", "solver", "local", "branching")
 """What proved a unit stable, by number; an unstable unit's proof is where its witness came from."""
-FORMAT = "linl stability 1"
+FORMAT = "linl stability 2"
 
 
 @dataclass(repr=False)
@@ -125,14 +127,19 @@ class Stability:
     # --- files -------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
-        """Writes everything to a folder: `stability.safetensors` (numbers) and `stability.json` (the rest).
+        """Writes everything to a folder: `stability-….safetensors` (numbers) and `stability.json` (the rest).
+
+        The words name the file of numbers that belongs to them, and are written last: until then what was saved there
+        before is whole, and so is what is there after.
 
         Returns: the folder.
+
+        Raises:
+            OSError: it can't be written (disk full); what was saved there before stays.
         """
         from safetensors.torch import save_file
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {"box/lower": self.box.lower[0], "box/upper": self.box.upper[0], "points": self.witnesses.points}
         for site in range(len(self.names)):
             for name in _BY_SITE:
@@ -145,17 +152,19 @@ class Stability:
         for (site, unit, sign), leaves in self.trees.items():
             for name, part in zip(_PARTS, leaves.parts, strict=True):
                 tensors |= {f"tree/{site}/{unit}/{sign}/{target}/{name}": t for target, t in part.items()}
+        numbers = folder / f"stability-{secrets.token_hex(4)}.safetensors"
         words = {
             "format": FORMAT, "names": self.names, "shapes": [list(shape) for shape in self.shapes],
             "method": self.method, "seconds": self.seconds, "notes": self.notes, "fingerprint": self.fingerprint,
+            "numbers": numbers.name,
         }  # fmt: skip
-        # by renaming, the words last: what can be read is whole
-        part = folder / ".stability.safetensors.part"
-        save_file({name: t.contiguous() for name, t in tensors.items()}, part)
-        part.replace(folder / "stability.safetensors")
-        part = folder / ".stability.json.part"
-        part.write_text(json.dumps(words, indent=1) + "\n")
-        part.replace(folder / "stability.json")
+        with atomic(numbers) as part:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, part)
+        with atomic(folder / "stability.json") as part:
+            part.write_text(json.dumps(words, indent=1) + "\n")
+        for old in folder.glob("stability-*.safetensors"):
+            if old != numbers:
+                old.unlink(missing_ok=True)
         return folder
 
     @classmethod
@@ -173,7 +182,7 @@ class Stability:
             raise FileNotFoundError(f"no stability.json in {folder}: was state.save({str(folder)!r}) called?")
         try:
             words = json.loads((folder / "stability.json").read_text())
-            with safe_open(folder / "stability.safetensors", "pt") as file:
+            with safe_open(folder / words["numbers"], "pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         except Exception as error:
             raise ValueError(f"{folder} can't be read as a saved stability ({error}): save it anew") from error

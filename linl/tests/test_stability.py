@@ -1,5 +1,6 @@
 """States of units: equal to enumeration on small networks, never contradicted by points, honest when time is up."""
 
+import os
 import sys
 
 import numpy as np
@@ -186,6 +187,30 @@ def test_forgeries_that_would_crash_are_refused_and_the_solvers_word_can_be_cont
     words.write_text(words.read_text().replace('"names"', '"name"'))
     with pytest.raises(ValueError, match="lacks 'names'"):
         Stability.load(tmp_path)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_saving_over_another_state_is_all_or_nothing(at, tmp_path, monkeypatch):
+    """Stopped while the numbers are written, or between them and the words: the state from before is still there."""
+    net, inputs = small_net(0)
+    states = [linl.analyse(net, Box(-r * torch.ones(inputs), r * torch.ones(inputs))) for r in (1.0, 2.0)]
+    states[0].save(tmp_path)
+    replace, calls = os.replace, []
+
+    def stopped(part, path):
+        calls.append(path)
+        if len(calls) > at:
+            raise KeyboardInterrupt
+        replace(part, path)
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        states[1].save(tmp_path)
+    monkeypatch.undo()
+    assert torch.equal(Stability.load(tmp_path).box.upper, states[0].box.upper)
+    states[1].save(tmp_path)
+    assert torch.equal(Stability.load(tmp_path).box.upper, states[1].box.upper)
+    assert len(list(tmp_path.iterdir())) == 2, "nothing of the others is left lying about"
 
 
 def test_witnesses_lie_in_boxes_thinner_than_float32(tmp_path):
