@@ -194,6 +194,9 @@ def _blocks(first: Geometry, second: Geometry) -> tuple[int, int, int]:
 
 def _composed_weight(first: Affine, second: Affine, geometry: Geometry) -> Tensor:
     """The kernels convolved with each other, by the cheapest way there is."""
+    if geometry.uniform and math.prod(geometry.kernel) > 1:  # one position says it all, and takes no memory for the rest
+        one = _composed_weight(*(_at_one(layer) for layer in (first, second)), _one_position(geometry))
+        return one.expand(*one.shape[:2], *geometry.kernel)
     g, h = first.geometry, second.geometry
     alone = math.prod(h.kernel) == 1
     if alone and h.groups == h.inputs == h.outputs:  # a factor for each output
@@ -207,6 +210,17 @@ def _composed_weight(first: Affine, second: Affine, geometry: Geometry) -> Tenso
         product = _product(wide(second.weight).reshape(h.outputs, h.inputs), first.weight.reshape(g.outputs, -1))
         return product.view(h.outputs, g.inputs, *geometry.kernel)
     return _convolved(first, second, geometry)
+
+
+def _at_one(layer: Affine) -> Affine:
+    """A uniform layer's, or a 1×1 layer's, numbers at one position of the kernel."""
+    weight = layer.weight[(..., *(slice(1),) * layer.geometry.dims)]
+    return replace(layer, geometry=_one_position(layer.geometry), weight=weight)
+
+
+def _one_position(g: Geometry) -> Geometry:
+    ones = (1,) * g.dims
+    return replace(g, kernel=ones, stride=ones, padding=((0, 0),) * g.dims, dilation=ones, uniform=False)
 
 
 def _product(a: Tensor, b: Tensor, columns: int = 8192) -> Tensor:
