@@ -61,9 +61,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Box", "LiNLU", "PartialLinear", "Stability", "analyse", "bounds", "components", "compress", "cost", "data",
-    "dead_rate", "dead_rates", "devices", "distributed", "fold", "fold_norms", "foldable", "folding", "fuse_kernels_",
-    "graph", "guard", "harden", "harden_masks", "linearize", "losses", "masks", "measure", "merge", "models",
-    "nonlinearity", "notebooks", "pad_first", "param_groups", "penalty", "planning", "project_", "prune", "prune_cycles", "pruning",
-    "regions", "results", "shallow", "shrink", "stability", "tables", "train", "units", "verify", "verify_stability",
-    "weights",
+    "dead_rate", "dead_rates", "devices", "distributed", "fold", "fold_norms", "foldable", "folding",
+    "fuse_kernels_", "graph", "guard", "harden", "harden_masks", "linearize", "losses", "masks", "measure", "merge",
+    "models", "nonlinearity", "notebooks", "pad_first", "param_groups", "penalty", "planning", "project_", "prune",
+    "prune_cycles", "pruning", "regions", "results", "shallow", "shrink", "stability", "tables", "train", "units",
+    "verify", "verify_stability", "weights",
 ]  # fmt: skip

@@ -129,8 +129,8 @@ def fold_norms(net: nn.Module) -> nn.Module:
             if reason := _no_norm(node, modules, shared):
                 rows.append(_norm_row(node, reason))
             elif isinstance(norm := modules.get(node.target), nn.modules.batchnorm._BatchNorm):
-                before = input_of(node)
-                made[before.target] = rewriting.with_norm(modules[before.target], norm)
+                before = input_of(node)  # which may have taken in one already
+                made[before.target] = modules[before.target] = rewriting.with_norm(modules[before.target], norm)
                 rows.append(_norm_row(node))
                 if is_norm_act(norm) and not isinstance(norm.act, nn.Identity):
                     modules[node.target] = norm.act
