@@ -298,7 +298,7 @@ def _by_points(w1: Tensor, w2: Tensor, kernel1: Size, kernel2: Size, rows: int =
 
 
 def _powers(points: int, coefficients: int) -> Tensor:
-    """The matrix that evaluates a polynomial of so many coefficients at the first POINTS; at infinity it is the last."""
+    """The matrix that evaluates a polynomial of so many coefficients at the first POINTS; at infinity: the last one."""
     last = [0.0] * (coefficients - 1) + [1.0]
     rows = [last if math.isinf(x) else [x**i for i in range(coefficients)] for x in POINTS[:points]]
     return torch.tensor(rows, dtype=torch.float64)
