@@ -37,7 +37,7 @@ from linl.compression import compress
 from linl.cost import measure
 from linl.cycles import prune_cycles
 from linl.dead_rates import dead_rate
-from linl.folding import fold
+from linl.folding import fold, fold_norms
 from linl.guarding import guard
 from linl.masks import harden_masks
 from linl.padding import pad_first
@@ -62,9 +62,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Box", "LiNLU", "PartialLinear", "Stability", "analyse", "bounds", "components", "compress", "cost", "data",
-    "dead_rate", "dead_rates", "devices", "distributed", "fold", "foldable", "folding", "fuse_kernels_", "graph",
-    "guard", "harden", "harden_masks", "linearize", "losses", "masks", "measure", "merge", "models", "nonlinearity",
-    "notebooks", "pad_first", "param_groups", "penalty", "planning", "project_", "prune", "prune_cycles", "pruning",
-    "regions", "results", "shallow", "shrink", "signals", "stability", "tables", "train", "units", "verify",
-    "verify_stability", "weights",
+    "dead_rate", "dead_rates", "devices", "distributed", "fold", "fold_norms", "foldable", "folding",
+    "fuse_kernels_", "graph", "guard", "harden", "harden_masks", "linearize", "losses", "masks", "measure", "merge",
+    "models", "nonlinearity", "notebooks", "pad_first", "param_groups", "penalty", "planning", "project_", "prune",
+    "prune_cycles", "pruning", "regions", "results", "shallow", "shrink", "signals", "stability", "tables", "train",
+    "units", "verify", "verify_stability", "weights",
 ]  # fmt: skip

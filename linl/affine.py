@@ -256,7 +256,7 @@ def pooled(layer: Affine) -> Affine:
     """What follows the average pool in a uniform layer: a 1×1 layer."""
     g = layer.geometry
     ones = (1,) * g.dims
-    weight = layer.weight.flatten(2)[:, :, 0].reshape(*layer.weight.shape[:2], *ones) * math.prod(g.kernel)
+    weight = layer.weight[(..., *(slice(1),) * g.dims)] * math.prod(g.kernel)
     geometry = replace(g, kernel=ones, stride=ones, padding=((0, 0),) * g.dims, dilation=ones, uniform=False)
     return Affine(geometry, weight, layer.bias)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from linl import rewriting
@@ -14,10 +15,22 @@ from linl.affine import Affine
 from linl.chains import Fork, find
 from linl.checking import difference, error, interior_of, one_tensor, shape_of, values
 from linl.cost import latencies
-from linl.graph import UntraceableError, evaluating, shapes, trace
+from linl.graph import (
+    UntraceableError,
+    evaluating,
+    graph_of,
+    input_of,
+    is_activation,
+    is_norm_act,
+    part_from_,
+    shapes,
+    shapes_and_output,
+    standing_alone,
+    trace,
+)
 from linl.joining import merged
 from linl.masks import refuse_masks
-from linl.operations import Link
+from linl.operations import Link, is_hooked, is_plain_conv, norm_trouble, shared_names
 from linl.planning import OBJECTIVES, Step, layers_in, plan
 from linl.reports import COLUMNS, FoldReport, Place, left_over, row_of, undone
 from linl.timing import built, layer_timer
@@ -56,10 +69,10 @@ def fold(
         raise ValueError(f"unknown objective {objective!r}: choose from {', '.join(OBJECTIVES)}")
     if border not in BORDERS:
         raise ValueError(f"unknown border {border!r}: choose from {', '.join(BORDERS)}")
-    refuse_example(net, example)
+    wanted = refuse_example(net, example)
     refuse_unfinished(net)
     with torch.no_grad():
-        traced, known = prepared(net, example)
+        traced, known = _prepared(net, example, wanted)
         chains = find(traced, known)
         timer = layer_timer(len(example), next(traced.parameters(), example)) if objective == "latency" else None
         plans = [plan(chain.links, objective, border, timer) for chain in chains.chains]
@@ -69,6 +82,7 @@ def fold(
             work.merge(step, timed=objective == "latency" and check)
         rows = work.rows + left_over(traced, chains, plans, objective, border)
         places = work.write()
+        part_from_(traced, net)
     finish_(traced)
     if check and border == "exact" and work.rows:
         traced, rows, places = _checked_whole(net, traced, example, rows, places)
@@ -88,6 +102,92 @@ def _checked_whole(net: nn.Module, folded: fx.GraphModule, example: Tensor, rows
     return trace(net), [undone(row, reason) for row in rows], {}
 
 
+# --- BatchNorms alone ------------------------------------------------------------------------------
+
+
+def fold_norms(net: nn.Module) -> nn.Module:
+    """A network for inference whose BatchNorms are in the layers right before them, otherwise as it was.
+
+    It takes no example, and the result holds for every input size: nothing is run, timed, or merged besides, which is
+    what makes it quick. `fold` does more: BatchNorms before a layer, or behind whatever else is linear, and layers with
+    each other. Compare with `verify(net, folded, example)`.
+
+    Args:
+        net: in eval mode, without trainable units; left alone.
+
+    Returns: a traced copy of torch's own layers, `.fold_report` attached: a row for each BatchNorm, taken in or
+        "refused", and why.
+
+    Raises:
+        ValueError: train mode, trainable units, masks, or a network that can't be traced.
+    """
+    refuse_unfinished(net)
+    graph, modules = graph_of(net), dict(net.named_modules(remove_duplicate=False))
+    shared, made, rows = shared_names(net, graph), {}, []
+    with torch.no_grad():
+        for node in list(graph.nodes):
+            if reason := _no_norm(node, modules, shared):
+                rows.append(_norm_row(node, reason))
+            elif isinstance(norm := modules.get(node.target), nn.modules.batchnorm._BatchNorm):
+                before = input_of(node)  # which may have taken in one already
+                made[before.target] = modules[before.target] = rewriting.with_norm(modules[before.target], norm)
+                rows.append(_norm_row(node))
+                if is_norm_act(norm) and not isinstance(norm.act, nn.Identity):
+                    modules[node.target] = norm.act
+                else:
+                    node.replace_all_uses_with(before)
+                    graph.erase_node(node)
+    folded = standing_alone(net, graph, modules, made)
+    folded.fold_report = FoldReport(pd.DataFrame(rows, columns=COLUMNS), "norms", "exact", {}, shape_of(net))
+    return folded
+
+
+def _norm_row(node: fx.Node, reason: str = "") -> dict:
+    """A BatchNorm's row in the report."""
+    before = input_of(node)
+    first = str(before.target) if getattr(before, "op", "") == "call_module" else str(before)
+    last = str(node.target) if node.op == "call_module" else node.name
+    told = {"layer": "" if reason else first, "first": first, "last": last, "operations": 2, "layers": 1}
+    return told | {"verdict": "refused" if reason else "exact", "reason": reason}
+
+
+def _no_norm(node: fx.Node, modules: dict[str, nn.Module], shared: dict[str, str]) -> str:
+    """Why a call of a BatchNorm can't be taken in by the layer before it; "" where it can, or is no BatchNorm."""
+    if node.target in (F.batch_norm, torch.batch_norm):
+        return "BatchNorm called as a function"
+    norm, before = modules.get(node.target) if node.op == "call_module" else None, input_of(node)
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        return ""
+    layer = modules.get(before.target) if getattr(before, "op", "") == "call_module" else None
+    if type(layer) is not nn.Linear and not is_plain_conv(layer):
+        return "no convolution or dense layer right before it"
+    if trouble := norm_trouble(norm) or shared.get(node.target) or shared.get(before.target):
+        return trouble
+    if layer.weight is not layer._parameters.get("weight") or any(map(is_hooked, (layer, norm))):
+        return "a layer with a hook on it"
+    if len(before.users) > 1:
+        return "the value in between is used elsewhere too"
+    if layer.weight.is_complex():
+        return "complex weights"
+    if type(layer) is nn.Linear and not _reads_features(before, modules):
+        return "a dense layer that may work on more than features (N, F): fold(net, example) sees what it reads"
+    return ""
+
+
+def _reads_features(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the graph shows that a call reads (N, F): behind what flattens, only layers that keep that shape."""
+    while isinstance(node := input_of(node), fx.Node):
+        module = modules.get(node.target) if node.op == "call_module" else None
+        if isinstance(module, nn.Flatten):
+            return (module.start_dim, module.end_dim) == (1, -1)
+        if node.target is torch.flatten or node.op == "call_method":
+            return node.target in (torch.flatten, "flatten") and node.args[1:] == (1,) and len(node.kwargs) == 0
+        kept = (nn.Linear, nn.Dropout, nn.Identity, nn.modules.batchnorm._BatchNorm)
+        if not (isinstance(module, kept) or (module is not None and is_activation(module))):
+            return False
+    return False
+
+
 def refuse_unfinished(net: nn.Module) -> None:
     """Train mode, trainable units and masks, by name."""
     training = [name or "the network" for name, module in net.named_modules() if module.training]
@@ -105,16 +205,25 @@ def refuse_units(net: nn.Module) -> None:
 
 def prepared(net: nn.Module, example: Tensor) -> tuple[fx.GraphModule, dict[fx.Node, torch.Size]]:
     """A traced copy in plain form, and the shapes of its values."""
-    refuse_example(net, example)
-    traced = trace(net)
-    refuse_other_function(net, traced, example)
-    known = shapes(traced, example)
+    wanted = refuse_example(net, example)
+    traced, known = _prepared(net, example, wanted)
+    part_from_(traced, net)
+    return traced, known
+
+
+def _prepared(net: nn.Module, example: Tensor, wanted: object) -> tuple[fx.GraphModule, dict[fx.Node, torch.Size]]:
+    """`prepared`, given the network's output, around the network's own weights: most will be merged into new ones."""
+    traced = trace(net, own=False)
+    known, output = shapes_and_output(traced, example)
+    _refuse_other_output(net, wanted, output)
     rewriting.plain_(traced, known)
     return traced, known
 
 
-def refuse_example(net: nn.Module, example: Tensor) -> None:
+def refuse_example(net: nn.Module, example: Tensor) -> object:
     """An example that the network can't take, or that shows nothing.
+
+    Returns: what the network makes of it in eval mode.
 
     Raises:
         ValueError: saying which.
@@ -127,7 +236,7 @@ def refuse_example(net: nn.Module, example: Tensor) -> None:
         raise ValueError(f"{type(net).__name__} has lazy layers without weights: run it once first")
     try:
         with torch.no_grad(), evaluating(net):
-            net(example)
+            return net(example)
     except Exception as error:
         why = (str(error).splitlines() or [repr(error)])[0]
         told = f"{tuple(example.shape)}, {example.dtype}"
@@ -141,7 +250,11 @@ def refuse_other_function(net: nn.Module, traced: nn.Module, example: Tensor) ->
         UntraceableError: they differ, because something else holds on to the value that was changed.
     """
     with torch.no_grad(), evaluating(net, traced):
-        a, b = one_tensor(net(example)), one_tensor(traced(example))
+        _refuse_other_output(net, net(example), traced(example))
+
+
+def _refuse_other_output(net: nn.Module, wanted: object, output: object) -> None:
+    a, b = one_tensor(wanted), one_tensor(output)
     if not torch.allclose(a, b, rtol=1e-3, atol=1e-3 * max(1.0, a.abs().max().item()), equal_nan=True):
         raise UntraceableError(
             f"{type(net).__name__} computes something else when traced: somewhere it changes a value in place (+=) "

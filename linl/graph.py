@@ -124,24 +124,28 @@ def is_norm_act(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._NormBase) and isinstance(getattr(module, "act", None), nn.Module)
 
 
-def trace(net: nn.Module) -> fx.GraphModule:
+def trace(net: nn.Module, own: bool = True) -> fx.GraphModule:
     """A traced copy of a network; the argument is left alone.
 
     Functional dropout becomes a module, so that `.train()` and `.eval()` still switch it.
+
+    Args:
+        own: whether the copy has weights of its own, as in `clone`.
 
     Raises:
         UntraceableError: control flow that depends on data, or a forward that does different things in
             training and evaluation in a way that one graph can't hold.
     """
     if isinstance(net, fx.GraphModule):
-        return clone(net)
+        return clone(net, own)
     modes = {name: module.training for name, module in net.named_modules()}
-    copies = [clone(net).train(training) for training in (True, False)]
-    graphs = [_graph(each) for each in copies]
+    # the first is only compared, so it needs no weights of its own
+    copies = [clone(net, own=False).train(), clone(net, own).eval()]
+    graphs = [graph_of(each) for each in copies]
     for name in _dropout_to_modules(copies, graphs):
         modes[name] = modes[""]
-    sources = [graph.python_code("self").src.splitlines() for graph in graphs]
-    if sources[0] != sources[1]:
+    if _calls(graphs[0]) != _calls(graphs[1]):
+        sources = [graph.python_code("self").src.splitlines() for graph in graphs]
         differ = next((a.strip() for a, b in zip(*sources, strict=False) if a != b), "its last lines")
         raise UntraceableError(
             f"{type(net).__name__} computes something else in training than in evaluation, from `{differ}` on: "
@@ -167,13 +171,62 @@ def _carry(source: nn.Module, target: nn.Module) -> nn.Module:
     return target
 
 
-def clone(net: nn.Module) -> nn.Module:
+def _calls(graph: fx.Graph) -> list[tuple]:
+    """What a graph computes, call by call; two graphs that say the same have the same code."""
+    return [(node.op, node.name, node.target, str(node.args), str(node.kwargs)) for node in graph.nodes]
+
+
+def clone(net: nn.Module, own: bool = True) -> nn.Module:
     """A deep copy that keeps what linl noted on a traced network (torch.fx drops such attributes).
 
     Weights that a hook computes anew before every pass (torch.nn.utils.prune, weight_norm) are copied by value.
+
+    Args:
+        own: False for modules that are copies, around the very parameters and buffers of `net`: for a network that
+            is only looked at, or whose weights become its own later (`part_from_`).
     """
     held = [v for module in net.modules() for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf]
-    return _carry(net, copy.deepcopy(net, {id(v): v.detach().clone() for v in held}))
+    memo = {id(v): v.detach().clone() for v in held}
+    return _carry(net, copy.deepcopy(net, memo if own else {id(t): t for t in _tensors(net)} | memo))
+
+
+def part_from_(copied: nn.Module, net: nn.Module) -> None:
+    """Gives a copy that was made with `own=False` weights of its own, wherever they still lie in memory of `net`."""
+    theirs, memo = {_memory(t) for t in _tensors(net)}, {}
+    for module in copied.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None and tensor.is_leaf and _memory(tensor) in theirs:
+                    held[name] = copy.deepcopy(tensor, memo)  # one memo: what was tied stays tied
+
+
+def standing_alone(
+    net: nn.Module, graph: fx.Graph, modules: dict[str, nn.Module], made: dict[str, nn.Module]
+) -> fx.GraphModule:
+    """A graph of `net`'s calls as a network for inference that shares nothing with it.
+
+    Args:
+        modules: by the names that the graph calls them; they are copied, what is tied stays tied.
+        made: those that are new, and go in as they are.
+    """
+    root, memo = dict(made), {}
+    for node in graph.nodes:
+        if node.op == "call_module" and node.target not in root:
+            root[node.target] = copy.deepcopy(modules[node.target], memo)
+        elif node.op == "get_attr" and node.target not in root:
+            owner, _, leaf = node.target.rpartition(".")
+            root[node.target] = copy.deepcopy(getattr(net.get_submodule(owner), leaf), memo)
+    alone = fx.GraphModule(root, graph, type(net).__name__).eval()
+    alone._tracer_cls = graph._tracer_cls = None  # else a saved network asks for linl's tracer
+    return _carry(net, alone)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _tensors(net: nn.Module) -> list[Tensor]:
+    return [*net.parameters(), *net.buffers()]
 
 
 @contextlib.contextmanager
@@ -189,7 +242,12 @@ def evaluating(*nets: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _graph(net: nn.Module) -> fx.Graph:
+def graph_of(net: nn.Module) -> fx.Graph:
+    """A network's graph in the mode it is in.
+
+    Raises:
+        UntraceableError: control flow that depends on data.
+    """
     later = list(inspect.signature(net.forward).parameters.values())[1:]  # optional arguments keep their defaults
     defaults = {p.name: p.default for p in later if p.default is not inspect.Parameter.empty}
     try:
@@ -401,6 +459,11 @@ def example_for(net: nn.Module, example: Tensor | None, trouble: str) -> Tensor:
 
 def shapes(traced: fx.GraphModule, example: Tensor) -> dict[fx.Node, torch.Size]:
     """The shape of every node that is a tensor, from one forward pass on an example in eval mode."""
+    return shapes_and_output(traced, example)[0]
+
+
+def shapes_and_output(traced: fx.GraphModule, example: Tensor) -> tuple[dict[fx.Node, torch.Size], Any]:
+    """`shapes`, and what that pass gave."""
 
     class Record(fx.Interpreter):
         def run_node(self, node: fx.Node) -> Any:
@@ -411,5 +474,5 @@ def shapes(traced: fx.GraphModule, example: Tensor) -> dict[fx.Node, torch.Size]
 
     found: dict[fx.Node, torch.Size] = {}
     with evaluating(traced), torch.no_grad():
-        Record(traced, garbage_collect_values=True).run(example)
-    return found
+        output = Record(traced, garbage_collect_values=True).run(example)
+    return found, output

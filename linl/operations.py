@@ -106,14 +106,14 @@ class Reader:
             raise CannotMerge(self.shared[node.target])
         if any(t.is_complex() for t in module.parameters()):
             raise CannotMerge("complex weights")
-        if module._forward_hooks or module._forward_pre_hooks:
+        if is_hooked(module):
             raise CannotMerge("a layer with a hook on it")
         if len(node.all_input_nodes) != 1:
             raise CannotMerge("a layer with further inputs")
         return make(self, node, module)
 
     def conv(self, node: fx.Node, module: nn.Module) -> Link:
-        if type(module) not in _CONVS and type(module).__name__ != "Conv2dSame":
+        if not is_plain_conv(module):
             raise CannotMerge(f"{type(module).__name__} is not one of torch's own convolutions")
         size = self.spatial(node)
         padding = _module_padding(module, size)
@@ -144,12 +144,10 @@ class Reader:
         return Link([node], geometry, (), made, last_axis=last_axis)
 
     def batchnorm(self, node: fx.Node, module: nn.Module) -> Link:
-        if module.running_mean is None:
-            raise CannotMerge("BatchNorm without running statistics")
         if is_norm_act(module) and not isinstance(module.act, nn.Identity):
             raise CannotMerge("a norm with an activation inside")
-        if type(module).__name__ not in _NORMS:
-            raise CannotMerge(f"{type(module).__name__} is not a BatchNorm that can be merged")
+        if trouble := norm_trouble(module):
+            raise CannotMerge(trouble)
         return self.norm_link(node, module.running_mean, module.running_var, module.eps, module.weight, module.bias)
 
     def norm_link(self, node: fx.Node, mean: Tensor, variance: Tensor, eps: float, weight, bias) -> Link:
@@ -287,6 +285,26 @@ class Reader:
         return tuple(self.known[input_of(node)][2:])
 
 
+def is_plain_conv(module: nn.Module | None) -> bool:
+    """Whether a module is one of torch's own convolutions, or timm's with TensorFlow's padding."""
+    return type(module) in _CONVS or type(module).__name__ == "Conv2dSame"
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether something else happens when a module is called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def norm_trouble(norm: nn.Module) -> str:
+    """Why a BatchNorm (of one with an activation inside, the norm) is no factor and shift; "" if it is."""
+    if norm.running_mean is None:
+        return "BatchNorm without running statistics"
+    if type(norm).__name__ not in _NORMS:
+        return f"{type(norm).__name__} is not a BatchNorm that can be merged"
+    plain = isinstance(getattr(norm, "drop", None), nn.Identity | nn.Dropout | None)
+    return "" if plain or not is_norm_act(norm) else "a norm that drops blocks"
+
+
 def refuse_aliases(node: fx.Node) -> None:
     """An operation in place on a value that others read too changes it for them: it must stay."""
     in_place = node.target in _IN_PLACE or (isinstance(node.target, str) and node.target.endswith("_"))
@@ -301,11 +319,15 @@ def _by(size: Size) -> str:
     return "×".join(map(str, size))
 
 
-def shared_names(traced: fx.GraphModule) -> dict[str, str]:
-    """Modules that must stay as they are because something else uses them or their parameters: name to reason."""
+def shared_names(traced: nn.Module, graph: fx.Graph | None = None) -> dict[str, str]:
+    """Modules that must stay as they are because something else uses them or their parameters: name to reason.
+
+    Args:
+        traced: a traced network, or with `graph` the one that this was made of.
+    """
     calls: dict[str, int] = {}
     owners: dict[int, set[str]] = {}
-    for node in traced.graph.nodes:
+    for node in (graph or traced.graph).nodes:
         if node.op == "call_module":
             calls[node.target] = calls.get(node.target, 0) + 1
             for tensor in traced.get_submodule(node.target).parameters():

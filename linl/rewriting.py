@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 
 import torch
@@ -214,7 +215,7 @@ def modules_of(layer: Affine, size: Size, flat: bool) -> tuple[list[tuple[str, n
     pad = [] if _symmetric(g) or g.mode != "zeros" else [("_pad", pad_module(g.padding))]
     is_map = layer.bias is not None and layer.bias.ndim > 1
     module = empty_conv(g, padded=not pad, bias=layer.bias is not None and not is_map)
-    module.weight = nn.Parameter(layer.weight)
+    module.weight = nn.Parameter(layer.weight.contiguous())
     if module.bias is not None:
         module.bias = nn.Parameter(layer.bias)
     return [*found, *pad, ("", module)], layer.bias if is_map else None
@@ -261,6 +262,28 @@ def empty_conv(g: Geometry, padded: bool, bias: bool) -> nn.Module:
     )
 
 
+def with_norm(layer: nn.Module, norm: nn.Module) -> nn.Module:
+    """A convolution or dense layer that has taken in the BatchNorm behind it; computed in float64."""
+    given = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    scale = affine.batchnorm(*given, layer.weight.ndim - 2)
+    factor, bias = scale.weight, scale.bias
+    if layer.bias is not None:
+        bias = bias + factor.flatten() * affine.wide(layer.bias)
+    new = _times(layer.weight.detach(), factor), bias.to(device=layer.weight.device, dtype=layer.weight.dtype)
+    weight, bias = (nn.Parameter(value, layer.weight.requires_grad) for value in new)
+    made = copy.deepcopy(layer, {id(layer.weight): weight, id(layer.bias): bias})
+    made.bias = bias
+    return made
+
+
+def _times(weight: Tensor, factor: Tensor, numbers: int = 2**17) -> Tensor:
+    """weight · factor (outputs, 1, …) in float64, in weight's dtype, some outputs at a time: they stay in the cache."""
+    made, rows = torch.empty_like(weight), max(1, numbers // max(1, weight[0].numel()))
+    for new, old, times in zip(made.split(rows), weight.split(rows), factor.split(rows), strict=True):
+        new.copy_(affine.wide(old).mul_(times) if old.dtype != times.dtype else old * times)
+    return made
+
+
 # --- steps into the graph --------------------------------------------------------------------------
 
 
@@ -289,10 +312,9 @@ def write_(traced: fx.GraphModule, step: Step, layer: Affine, like: Tensor) -> t
     end, value, graph = step.links[-1].end, step.links[0].source, traced.graph
     gone = {node for link in step.links for node in link.nodes}
     # where the run began: later, something may have worked in place on the value it reads
-    start = next(node for node in graph.nodes if node in gone)
-    taken = dict(traced.named_modules())
+    start = min(gone)
     for suffix, module in modules:
-        own = name if not suffix and name in taken else free_name(traced, f"{name}{suffix}")
+        own = name if not suffix and _has_module(traced, name) else free_name(traced, f"{name}{suffix}")
         module.to(device=like.device, dtype=like.dtype).requires_grad_(like.requires_grad)
         if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last) and isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
@@ -308,10 +330,17 @@ def write_(traced: fx.GraphModule, step: Step, layer: Affine, like: Tensor) -> t
             # in place: a map of another size is then an error, not a broadcast
             value = graph.call_method("add_", (value, graph.get_attr(held)))
     end.replace_all_uses_with(value)
-    for node in reversed(list(graph.nodes)):
-        if node in gone:
-            graph.erase_node(node)
+    for node in sorted(gone, reverse=True):
+        graph.erase_node(node)
     return own, value
+
+
+def _has_module(traced: fx.GraphModule, name: str) -> bool:
+    try:
+        traced.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 def part(traced: fx.GraphModule, links: list[Link | Fork]) -> fx.GraphModule:

@@ -10,11 +10,13 @@ A notebook of `notebooks/tables/` makes the tables of one system:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from linl.results import ParameterError, mean_sd, results_folder, runs, write_figure, write_table
@@ -203,3 +205,50 @@ def latency(group: pd.DataFrame, batch: int, before: str = "start", after: str =
     if any(group.get(name, pd.Series(dtype=float)).isna().all() for name in names):
         return ""
     return " → ".join(mean_sd(group[name]) for name in names)
+
+
+# --- pictures --------------------------------------------------------------------------------------
+
+
+def exponents(growth: pd.DataFrame) -> pd.DataFrame:
+    """The power of the size that time grows by: a straight line through the logarithms, for each curve.
+
+    Args:
+        growth: columns what, along, size, ms.
+
+    Returns: what, along, power; nan for a curve of one size.
+    """
+    rows = []
+    for (what, along), part in growth.groupby(["what", "along"], sort=False):
+        power = np.polyfit(np.log(part["size"]), np.log(part["ms"]), 1)[0] if len(part) > 1 else math.nan
+        rows.append({"what": what, "along": along, "power": float(power)})
+    return pd.DataFrame(rows)
+
+
+def growth_picture(growth: pd.DataFrame, labels: dict[str, str]):
+    """Milliseconds over the size, both logarithmic, with each curve's exponent in the legend.
+
+    Args:
+        growth: as for `exponents`.
+        labels: for each value of `along`, what its axis is called; a panel each.
+
+    Returns: the figure.
+    """
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, len(labels), figsize=(5 * len(labels), 4), layout="constrained", sharey=True)
+    panels = dict(zip(labels, np.atleast_1d(axes), strict=True))
+    powers = exponents(growth).set_index(["what", "along"])["power"]
+    colors = {what: f"C{i}" for i, what in enumerate(growth["what"].unique())}
+    for (what, along), part in growth.groupby(["what", "along"], sort=False):
+        told = f"{what} ({along}^{powers[what, along]:.1f})"
+        panels[along].loglog(part["size"], part["ms"], "o-", color=colors[what], label=told)
+    for along, ax in panels.items():
+        sizes = sorted(growth[growth["along"] == along]["size"].unique())
+        ax.set_xticks(sizes, labels=sizes)
+        ax.minorticks_off()
+        ax.set(xlabel=labels[along])
+        ax.legend(fontsize=8, frameon=False)
+        ax.spines[["top", "right"]].set_visible(False)
+    next(iter(panels.values())).set_ylabel("milliseconds")
+    return fig

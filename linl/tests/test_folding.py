@@ -82,6 +82,75 @@ def test_no_batchnorm_is_left_in_other_peoples_networks(label):
     assert not [m for m in small.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
+@pytest.mark.parametrize("label", ["torchvision resnet18", "timm mobilenetv2_100", "timm efficientnet_lite0", "ours"])
+def test_norms_alone_without_an_example(label):
+    net = linl.models.create("mlp", 10, (3, 8, 8), width=0.05) if label == "ours" else copy.deepcopy(network(label))
+    net = shaken(net).double().eval()
+    before = copy.deepcopy(net.state_dict())
+    small, x = linl.fold_norms(net), torch.randn(2, 3, *(8, 8) if label == "ours" else (37, 35), dtype=D)
+    same(net, small, x)
+    assert not [m for m in small.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert (small.fold_report.table["verdict"] == "exact").all() and not small.training
+    assert len(small.fold_report.table) == sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
+    assert not where_weights_lie(net) & where_weights_lie(small), "the copy shares memory with the original"
+
+
+def where_weights_lie(net):
+    return {t.untyped_storage().data_ptr() for t in [*net.parameters(), *net.buffers()]}
+
+
+class Odd(nn.Module):
+    """BatchNorms that can't be taken in by what is before them, each for another reason."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.norm1, self.norm2 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.read, self.norm3 = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.hooked, self.norm4 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.hooked.register_forward_hook(lambda module, args, out: 2 * out)
+        self.plain, self.norm5, self.norm6 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, affine=False), nn.BatchNorm2d(3)
+        self.tokens, self.norm7 = nn.Linear(5, 5), nn.BatchNorm1d(5)
+        self.last = nn.Linear(5, 5)
+        self.last.weight = self.tokens.weight
+
+    def forward(self, x):
+        x = self.norm2(self.twice(F.relu(self.norm1(self.twice(x)))))
+        y = self.read(x)
+        x = self.norm4(self.hooked(self.norm3(y) + y))
+        x = F.batch_norm(F.relu(self.norm6(self.norm5(self.plain(x)))), self.norm6.running_mean, self.norm6.running_var)
+        return self.last(self.norm7(self.tokens(x.mean(3)[:, :1].expand(-1, 5, -1))))
+
+
+def test_norms_that_stay_say_why():
+    net, x = shaken(Odd()).double().eval(), torch.randn(2, 3, 5, 5, dtype=D)
+    small = linl.fold_norms(net)
+    same(net, small, x)
+    table = small.fold_report.table.set_index("last")
+    reasons = {
+        "norm1": "used more than once", "norm2": "used more than once", "norm3": "elsewhere too", "norm4": "hook",
+        "batch_norm": "called as a function", "norm7": "shared parameters",
+    }  # fmt: skip
+    assert set(table.index[table["verdict"] == "exact"]) == {"norm5", "norm6"}
+    assert all(word in table.loc[name, "reason"] for name, word in reasons.items())
+    assert small.last.weight is small.tokens.weight, "what was tied stays tied"
+    net.last.weight = nn.Parameter(net.last.weight.detach().clone())
+    told = linl.fold_norms(net).fold_report.table.set_index("last").loc["norm7", "reason"]
+    assert "fold(net, example)" in told, "whether it works on features isn't known without an example"
+    with pytest.raises(ValueError, match="is in train mode"):
+        linl.fold_norms(net.train())
+
+
+def test_a_folded_network_shares_no_memory_with_the_original():
+    net, x = shaken(linl.models.create("vgg16", width=0.125)).eval(), torch.randn(1, 3, 32, 32)
+    for objective in ("macs", "depth"):
+        small = linl.fold(net, x, objective=objective, check=False)
+        assert not where_weights_lie(net) & where_weights_lie(small)
+    tail = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 5)).eval()
+    small = linl.fold(tail, torch.randn(2, 3, 4, 4), objective="depth", check=False)
+    assert linl.cost.depth(small) == 1 and not where_weights_lie(tail) & where_weights_lie(small)
+
+
 def test_the_last_hidden_layer_of_alexnet_disappears():
     """LiNLNet's −27 % at 224 pixels; here the same layers at a quarter of the width."""
     net = linl.models.create("alexnet", 10, width=0.25)

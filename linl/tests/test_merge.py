@@ -195,3 +195,43 @@ def test_the_order_of_a_chain_is_chosen_by_its_cost():
     from_left = algebra.multiplications(a, b) + algebra.multiplications(algebra.compose(a, b), c)
     from_right = algebra.multiplications(b, c) + algebra.multiplications(a, algebra.compose(b, c))
     assert from_left / from_right > 4
+
+
+@pytest.mark.parametrize(
+    ("kernels", "groups", "dims"),
+    [((3, 3), 1, 2), ((2, 3), 1, 2), ((2, 2), 2, 2), (((3, 2), (1, 3)), 1, 2), ((3, 3), 1, 1), ((2, 2), 1, 3)],
+)
+def test_few_products_give_what_many_give(kernels, groups, dims, monkeypatch):
+    """Large kernels by values at points (Toom and Cook) against a product for each pair of positions."""
+    first, second = (conv(64 * groups, 64 * groups, k, groups=groups, dims=dims) for k in kernels)
+    used = []
+    asked = algebra._few_products
+    monkeypatch.setattr(algebra, "_few_products", lambda *layers: used.append(asked(*layers)) or used[-1])
+    quick = merge(first, second)
+    monkeypatch.setattr(algebra, "_few_products", lambda *layers: False)
+    close(quick.weight, merge(first, second).weight, 1e-12)
+    assert used == [True]
+
+
+def test_gaps_small_layers_and_wide_kernels_take_the_plain_way():
+    layers = [
+        (conv(64, 64, 3, stride=2), conv(64, 64, 3)),
+        (conv(64, 64, 3, dilation=2), conv(64, 64, 3)),
+        (conv(32, 64, 3), conv(64, 32, 3)),
+        (conv(64, 64, 5), conv(64, 64, 3)),
+        (conv(64, 64, (1, 3)), conv(64, 64, (3, 1))),
+    ]
+    for first, second in layers:
+        g, h = first.geometry, second.geometry
+        smallest = min(g.inputs, g.outputs, h.outputs)
+        assert not algebra._few_products(g, h, algebra.compose(g, h), smallest)
+
+
+def test_a_pool_before_a_large_dense_layer_takes_no_memory():
+    """One position of a uniform kernel is kept; the others are the same numbers."""
+    pool, last = algebra.average_pool(6, (7, 7), (7, 7), ((0, 0),) * 2), conv(5, 6, 1)
+    for pair in ((pool, last), (conv(6, 4, 1), pool)):
+        merged = merge(*pair, (7, 7))
+        assert merged.geometry.uniform and merged.weight.untyped_storage().nbytes() <= 8 * 36
+        x = torch.randn(2, merged.geometry.inputs, 7, 7, dtype=D)
+        close(merged(x), pair[1](pair[0](x)))

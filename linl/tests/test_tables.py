@@ -127,6 +127,23 @@ def test_tables_write_only_where_they_are_told_to(tmp_path, capsys):
         tables.Tables("record")
 
 
+def test_growth_has_the_power_it_was_made_with():
+    import matplotlib.pyplot as plt
+
+    sizes = [2, 4, 8]
+    rows = [{"what": "a", "along": "width", "size": n, "ms": 0.5 * n**3} for n in sizes]
+    rows += [{"what": "b", "along": "depth", "size": n, "ms": 7.0 * n} for n in sizes]
+    rows += [{"what": "a", "along": "depth", "size": 2, "ms": 1.0}]
+    powers = tables.exponents(pd.DataFrame(rows)).set_index(["what", "along"])["power"]
+    assert powers["a", "width"] == pytest.approx(3) and powers["b", "depth"] == pytest.approx(1)
+    assert pd.isna(powers["a", "depth"]), "one size has no slope"
+    drawn = tables.growth_picture(pd.DataFrame(rows), {"width": "units", "depth": "layers"})
+    told = [text.get_text() for ax in drawn.axes for text in ax.get_legend().get_texts()]
+    assert told == ["a (width^3.0)", "b (depth^1.0)", "a (depth^nan)"]
+    assert [ax.get_xlabel() for ax in drawn.axes] == ["units", "layers"]
+    plt.close(drawn)
+
+
 # --- notebooks inside notebooks --------------------------------------------------------------------
 
 
