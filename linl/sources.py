@@ -82,8 +82,10 @@ def find_file(name: str) -> Path:
 
 
 def find_weights(name: str) -> Path | str | None:
-    """What `linl.models.create` takes as `pretrained`: None of "", a file by its name below a data folder, and
-    "imagenet" as it is.
+    """What `linl.models.create` takes as `pretrained`.
+
+    Args:
+        name: "" for None, "imagenet" as it is, or a file's name below a data folder.
 
     Raises:
         ValueError, DataError: as `find_file`.

@@ -101,6 +101,7 @@ ORDER = [
     "proof_faults",
     "pruning_faults",
     "errata",
+    "api",
     "notebooks",
     "engine",
     "study",
