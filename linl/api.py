@@ -42,8 +42,8 @@ _ENTRY = re.compile(r"(\S.*?): (.*)")
 
 HEAD = """# Public names of linl
 
-Made by `python -m linl.api` from signatures and docstrings. Images are (N, C, H, W); every function leaves its arguments
-alone unless its name ends in `_`. Longer words stand in the docstrings: `help(linl.fold)`.
+Made by `python -m linl.api` from signatures and docstrings. Images are (N, C, H, W); a function leaves its
+arguments alone unless its name ends in `_`. Longer words stand in the docstrings: `help(linl.fold)`.
 """
 
 
