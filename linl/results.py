@@ -25,7 +25,7 @@ from typing import Any
 
 import pandas as pd
 
-from linl.data import PROJECT
+from linl.data import PROJECT, in_checkout
 from linl.devices import cores
 from linl.files import atomic
 from linl.locks import Held, hold, release
@@ -118,7 +118,7 @@ def results_folder(results_dir: str | Path | None = None) -> Path:
     named = results_dir or os.environ.get("LINL_RESULTS")
     if named:
         return Path(named).expanduser().resolve()
-    return PROJECT / "results" if (PROJECT / "pyproject.toml").is_file() else Path("results").resolve()
+    return PROJECT / "results" if in_checkout() else Path("results").resolve()
 
 
 # --- one run ---------------------------------------------------------------------------------------
@@ -266,12 +266,15 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> dict[str, Any]:
-    """Git revision of the project, and whether the code (notebooks, package) was as committed."""
+    """Git revision of the project, and whether the code (notebooks, package) was as committed; None of an installed
+    package, which may lie inside of somebody else's repository."""
 
     def git(*words: str) -> str | None:
         done = subprocess.run(["git", "-C", str(PROJECT), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
+    if not in_checkout():
+        return {"revision": None, "clean": None}
     try:
         head = git("rev-parse", "--short=12", "HEAD")
         changed = git("status", "--porcelain", "--", "linl", "notebooks", "study.yaml", "Snakefile")
