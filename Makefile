@@ -36,8 +36,8 @@ report: $(READY)  ## one HTML file of PROFILE: tables, figures, runs and their e
 record: $(READY)  ## copy the finished runs of PROFILE to results/records/
 	@$(BIN)/python -m linl.study record $(PROFILE)
 
-tables: $(READY)  ## results/tables/ anew, from results/records/ alone
-	@$(BIN)/python -m linl.study tables
+tables: $(READY)  ## results/tables/ anew, from results/records/ alone, and the page of public names
+	@$(BIN)/python -m linl.study tables && $(BIN)/python -m linl.api
 
 lint: $(READY)  ## ruff on code and notebooks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -119,7 +119,12 @@ def pad_argument(padding: Padding) -> list[int]:
 
 
 def dense(weight: Tensor, bias: Tensor | None = None) -> Affine:
-    """y = weight·x + bias; weight (out, in), bias (out,)."""
+    """y = weight·x + bias.
+
+    Args:
+        weight: (outputs, inputs).
+        bias: (outputs,) or None.
+    """
     outputs, inputs = weight.shape
     return Affine(Geometry(inputs, outputs, bias=_kind(bias)), weight, bias)
 
@@ -133,7 +138,15 @@ def conv(
     groups: int = 1,
     mode: str = "zeros",
 ) -> Affine:
-    """A convolution as torch has it; padding also as pairs (before, after). Numbers stand for every dimension."""
+    """A convolution as torch has it, in one to three dimensions.
+
+    Args:
+        weight: (outputs, inputs / groups, *kernel).
+        bias: (outputs,) or None.
+        stride, padding, dilation: a number for every dimension, or one each; padding also as pairs (before, after).
+        groups: as in torch.
+        mode: of padding, as `padding_mode` in torch.
+    """
     geometry = conv_geometry(tuple(weight.shape), bias is not None, stride, padding, dilation, groups, mode)
     return Affine(geometry, weight, bias)
 
@@ -162,7 +175,14 @@ def scale(factor: Tensor, shift: Tensor | None, dims: int) -> Affine:
 
 
 def batchnorm(mean: Tensor, variance: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None, dims: int):
-    """BatchNorm in evaluation: factor = γ/√(var + ε), shift = β − mean·factor. All arguments (C,)."""
+    """BatchNorm in evaluation: factor = γ/√(var + ε), shift = β − mean·factor.
+
+    Args:
+        mean, variance: the running statistics, (C,).
+        eps: ε, the layer's own.
+        weight, bias: γ and β, (C,), or None.
+        dims: spatial dimensions, 0 for features.
+    """
     factor = (wide(variance) + eps).rsqrt()
     if weight is not None:
         factor = factor * wide(weight)
@@ -177,7 +197,14 @@ def pool_geometry(channels: int, kernel: Size, stride: Size, padding: Padding) -
 
 
 def average_pool(channels: int, kernel: Size, stride: Size, padding: Padding, divisor: int | None = None) -> Affine:
-    """An average pool that counts padding as zeros (torch's `count_include_pad=True`)."""
+    """An average pool that counts padding as zeros (torch's `count_include_pad=True`).
+
+    Args:
+        channels: of input and output.
+        kernel, stride: a number for each dimension.
+        padding: a pair (before, after) for each dimension.
+        divisor: instead of the number of positions in the kernel.
+    """
     weight = torch.full((channels, 1, *kernel), 1 / (divisor or math.prod(kernel)), dtype=torch.float64)
     return Affine(pool_geometry(channels, kernel, stride, padding), weight, None)
 

@@ -50,6 +50,9 @@ def measure(
     Returns: a table with parameters, gmacs (10⁹ multiply-adds an example, without activations), depth
         (linear layers on the longest path), activations (places), mbytes (parameters and buffers),
         ms_<batch> (median milliseconds, networks measured in turn), and ms_<batch>_compiled.
+
+    Raises:
+        ValueError: no network or no example, or another number of names than of networks.
     """
     *nets, example = nets_and_example
     if not isinstance(example, Tensor) or not nets:
@@ -88,7 +91,14 @@ def _static(net: nn.Module, example: Tensor) -> dict:
 
 
 def depth(net: nn.Module) -> int:
-    """Convolutions and dense layers on the longest path from input to output."""
+    """Convolutions and dense layers on the longest path from input to output.
+
+    Args:
+        net: any network that can be traced; left alone.
+
+    Raises:
+        UntraceableError: one that can't.
+    """
     traced = net if isinstance(net, fx.GraphModule) else trace(net)
     longest: dict[fx.Node, int] = {}
     for node in traced.graph.nodes:
@@ -107,7 +117,13 @@ def _latencies(nets: Sequence[nn.Module], x: Tensor, seconds: float, compiled: b
 
 @torch.no_grad()
 def latencies(nets: Sequence[Callable], x: Tensor, seconds: float = 0.5) -> list[float]:
-    """Median milliseconds of each; they take turns, so that a slow moment hits all of them."""
+    """Median milliseconds of each; they take turns, so that a slow moment hits all of them.
+
+    Args:
+        nets: called with x, in the mode they are in.
+        x: one input batch, on the device that is measured.
+        seconds: least time for each.
+    """
     from torch.utils import benchmark
 
     timers = [

@@ -25,6 +25,7 @@ from linl.sources import (
     find_file,  # noqa: F401 - offered here too
     find_weights,  # noqa: F401 - offered here too
     folders,
+    in_checkout,  # noqa: F401 - offered here too
 )
 
 

@@ -18,7 +18,10 @@ def cores() -> int:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """ "auto" is the first GPU, else Apple's, else the CPU.
+    """The device of a name.
+
+    Args:
+        name: as torch has it; "auto" is the first GPU, else Apple's, else the CPU.
 
     Raises:
         ValueError: a device that this machine doesn't have.
@@ -35,7 +38,11 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """ "auto" is bf16 where the hardware multiplies it, else fp32.
+    """The precision of a name.
+
+    Args:
+        name: "bf16" or "fp32"; "auto" is bf16 where the hardware multiplies it, else fp32.
+        device: as from `pick_device`.
 
     Raises:
         ValueError: neither "auto", "bf16" nor "fp32".

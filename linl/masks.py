@@ -47,6 +47,9 @@ def prunable(net: nn.Module) -> dict[str, nn.Module]:
 
     Left out: the output layer inside `nn.MultiheadAttention`, whose weight is read past its hooks.
 
+    Args:
+        net: any network.
+
     Raises:
         ValueError: no such layer; a weight that two layers share, or that is computed from others, by name.
     """
@@ -84,7 +87,16 @@ def raw_weight(layer: nn.Module) -> nn.Parameter:
 
 
 def masks_of(net: nn.Module) -> dict[str, Tensor]:
-    """Which weights are live, bool, by the name of the layer; all of them where there is no mask."""
+    """Which weights are live; all of them where there is no mask.
+
+    Args:
+        net: with dense or convolutional layers.
+
+    Returns: a bool tensor of the weight's shape for each layer, by its name.
+
+    Raises:
+        ValueError: as `prunable`.
+    """
     return {
         name: layer.weight_mask != 0 if is_masked(layer) else torch.ones_like(layer.weight, dtype=torch.bool)
         for name, layer in prunable(net).items()
@@ -96,6 +108,7 @@ def mask_(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Puts masks on a network's layers, in place; those it has are replaced.
 
     Args:
+        net: changed.
         masks: as from `masks_of`, a mask for every layer.
 
     Raises:
@@ -126,6 +139,9 @@ def harden_masks(net: nn.Module) -> nn.Module:
 
     `fold`, `analyse` and whatever reads weights want this form; it trains like any network, so that pruned weights may
     come back.
+
+    Args:
+        net: masked by `prune`, `mask_` or torch.nn.utils.prune, or not at all; left alone.
     """
     net = clone(net)
     for module in net.modules():

@@ -155,7 +155,15 @@ def _stays_uniform(first: Geometry, second: Geometry) -> bool:
 
 
 def merge(first: Affine, second: Affine, size: Size | None = None, border: str = "exact") -> Affine:
-    """The one layer that computes second(first(x)). Arguments and errors as `compose`."""
+    """The one layer that computes second(first(x)).
+
+    Args:
+        first, second: layers that follow each other.
+        size, border: as in `compose`.
+
+    Raises:
+        CannotMerge: as `compose`.
+    """
     geometry = compose(first.geometry, second.geometry, size, border)
     if geometry.bias == "map" and size is None:
         raise CannotMerge("the bias becomes a map at the border: the input's size is needed")
@@ -323,7 +331,11 @@ def _number(at: Sequence[int], kernel: Size) -> int:
 
 
 def compose_sum(parts: Sequence[Geometry], size: Size) -> Geometry:
-    """The geometry of Σ part(x) as one layer, for parts that read the same x of `size`.
+    """The geometry of Σ part(x) as one layer, for parts that read the same x.
+
+    Args:
+        parts: of equally many channels and dimensions.
+        size: spatial size of x.
 
     Raises:
         CannotMerge: parts of different strides or channels, or with a padding that isn't zeros; more cut off
@@ -372,7 +384,15 @@ def _common_stride(parts: Sequence[Geometry], out: Size) -> Size:
 
 
 def merge_sum(parts: Sequence[Affine], size: Size) -> Affine:
-    """The one layer that computes Σ part(x). Arguments and errors as `compose_sum`."""
+    """The one layer that computes Σ part(x).
+
+    Args:
+        parts: layers with one input and outputs of one shape.
+        size: as in `compose_sum`.
+
+    Raises:
+        CannotMerge: as `compose_sum`.
+    """
     geometry = compose_sum([part.geometry for part in parts], size)
     if len(parts) == 1:
         return parts[0]

@@ -18,6 +18,9 @@ from linl.results import ParameterError
 def notebook_defaults(notebook: Path) -> dict[str, Any]:
     """A notebook's parameters with their default values, by its cell tagged "parameters".
 
+    Args:
+        notebook: its path.
+
     Raises:
         ParameterError: no such notebook, or none that can be read.
     """

@@ -9,7 +9,12 @@ from pathlib import Path
 
 from linl.results import PROJECT
 
-BESIDE = frozenset({"tables", "notebooks", "study", "progress", "provenance", "locks", "__init__"})
+BESIDE = frozenset(
+    {
+        "tables", "notebooks", "study", "progress", "provenance", "locks", "__init__", "webpage", "verdicts", "claims",
+        "faults", "training_faults", "folding_faults", "proof_faults", "pruning_faults", "errata", "api",
+    }
+)  # fmt: skip
 """Files of the package that carry runs out, or read them: no figure comes from them."""
 
 
@@ -40,7 +45,7 @@ def _counts(file: str, experiment: str) -> bool:
     path = Path(file)
     if path.suffix == ".ipynb":
         return path.stem == experiment and path.parent.name != "tables"
-    return path.parent == Path("linl") and path.suffix == ".py" and path.stem not in BESIDE
+    return path.parent == Path("linl") and path.suffix in (".py", ".cpp") and path.stem not in BESIDE
 
 
 @functools.lru_cache(maxsize=256)

@@ -123,6 +123,11 @@ RECIPES: dict[str, Recipe] = {
 def recipe(name: str, epochs: int | None = None, **changes) -> Recipe:
     """A named recipe, with changes.
 
+    Args:
+        name: a key of `linl.train.RECIPES`.
+        epochs: instead of its own; where its schedule has steps, they stay at the same epochs.
+        changes: other settings of `Recipe` by name.
+
     Raises:
         ValueError: an unknown recipe or setting, or epochs below 1.
     """

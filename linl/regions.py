@@ -52,6 +52,9 @@ def maps(net: nn.Module | Program, found: Regions) -> tuple[Tensor, Tensor, Tens
 
     Returns: weights (found, outputs, inputs) and biases (found, outputs) for flattened inputs, and the number of each
         region's map (found,), equal for maps that agree to 1e-9 of the largest number.
+
+    Raises:
+        ValueError: regions of another network.
     """
     read = readable(net, found.box.shape)
     if read.fingerprint() != found.fingerprint:
@@ -118,6 +121,7 @@ class Regions:
         sizes: half-side of the largest cube that fits into each, as a share of the box's half-sides, (found,).
         thin: cells that were left: too thin to tell whether they have an interior. (Words, most regions in it.)
         open: most regions in what was not searched yet.
+        waiting: what was not searched yet.
         ceiling: the least upper bound so far.
         seconds: spent, over all calls.
         fingerprint: of the network.

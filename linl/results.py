@@ -25,7 +25,7 @@ from typing import Any
 
 import pandas as pd
 
-from linl.data import PROJECT
+from linl.data import PROJECT, in_checkout
 from linl.devices import cores
 from linl.files import atomic
 from linl.locks import Held, hold, release
@@ -57,6 +57,11 @@ def parameters(namespace: dict[str, Any]) -> dict[str, Any]:
 
     Call it with `globals()` right after the parameters cell. papermill injects a cell that starts with
     "# Parameters" and only warns of names that the notebook doesn't know; here they are refused.
+
+    Args:
+        namespace: a notebook's names, `globals()`.
+
+    Returns: every parameter with its value.
 
     Raises:
         ParameterError: an unknown parameter, or a value of another type than annotated.
@@ -104,11 +109,16 @@ def without_paths(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def results_folder(results_dir: str | Path | None = None) -> Path:
-    """The folder of results: the one named, LINL_RESULTS, or the project's `results/`."""
+    """The folder of results: the one named, LINL_RESULTS, the project's `results/`; where there is no project (linl
+    installed from a wheel) `results/` in the current folder.
+
+    Args:
+        results_dir: names one; None or "" for the others, in this order.
+    """
     named = results_dir or os.environ.get("LINL_RESULTS")
     if named:
         return Path(named).expanduser().resolve()
-    return PROJECT / "results" if (PROJECT / "pyproject.toml").is_file() else Path("results").resolve()
+    return PROJECT / "results" if in_checkout() else Path("results").resolve()
 
 
 # --- one run ---------------------------------------------------------------------------------------
@@ -256,12 +266,15 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> dict[str, Any]:
-    """Git revision of the project, and whether the code (notebooks, package) was as committed."""
+    """Git revision of the project, and whether the code (notebooks, package) was as committed; None of an installed
+    package, which may lie inside of somebody else's repository."""
 
     def git(*words: str) -> str | None:
         done = subprocess.run(["git", "-C", str(PROJECT), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
+    if not in_checkout():
+        return {"revision": None, "clean": None}
     try:
         head = git("rev-parse", "--short=12", "HEAD")
         changed = git("status", "--porcelain", "--", "linl", "notebooks", "study.yaml", "Snakefile")
@@ -323,6 +336,7 @@ def runs(
         experiment: name of the notebook.
         source: "records" (committed) or "runs" (everything done here).
         profile: only runs of that profile, if named.
+        results_dir: instead of `results_folder()`.
 
     Returns: columns of params.json, of the figures, `how_…`, `version_…`, `source_…`, and `folder`; sorted by key
         and seed; empty when there are none.
@@ -352,7 +366,13 @@ def runs(
 
 
 def mean_sd(values: Sequence[float], digits: int = 2, factor: float = 1.0) -> str:
-    """ "mean ± sd" of what isn't missing; the mean alone of one value, "" of none."""
+    """ "mean ± sd" of what isn't missing; the mean alone of one value, "" of none.
+
+    Args:
+        values: one a seed; None and nan are missing.
+        digits: after the point.
+        factor: times every value: 100 for percentages of shares.
+    """
     numbers = [v * factor for v in values if v is not None and math.isfinite(v)]
     if not numbers:
         return ""
@@ -364,8 +384,22 @@ def mean_sd(values: Sequence[float], digits: int = 2, factor: float = 1.0) -> st
 
 
 def paper(experiment: str) -> pd.DataFrame:
-    """Published figures with their source, from `results/paper/<experiment>.csv`."""
-    return pd.read_csv(PROJECT / "results" / "paper" / f"{experiment}.csv", dtype=str, keep_default_na=False)
+    """Published figures with their source, from `results/paper/<experiment>.csv` of a clone.
+
+    Args:
+        experiment: "linlnet", "layer_folding" or "stability".
+
+    Raises:
+        FileNotFoundError: another experiment, or no clone: they aren't in the wheel.
+    """
+    path = PROJECT / "results" / "paper" / f"{experiment}.csv"
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in path.parent.glob("*.csv")))
+        raise FileNotFoundError(
+            f"no published figures of {experiment!r}: "
+            + (f"choose from {known}" if known else "they come with a clone of linl, not with the installed package")
+        )
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def write_table(table: pd.DataFrame, name: str, folder: Path, note: str = "") -> list[Path]:
@@ -380,7 +414,13 @@ def write_table(table: pd.DataFrame, name: str, folder: Path, note: str = "") ->
 
 
 def write_figure(figure, name: str, folder: Path) -> Path:
-    """`<name>.png` without dates or versions inside, so that the same picture is the same bytes."""
+    """`<name>.png` without dates or versions inside, so that the same picture is the same bytes.
+
+    Args:
+        figure: of matplotlib.
+        name: of the file, without its ending.
+        folder: made where there is none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / f"{name}.png") as part:
         figure.savefig(part, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})

@@ -13,6 +13,11 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 
 
+def in_checkout() -> bool:
+    """Whether linl runs from a checkout of the project; else it is installed without notebooks, profiles, records."""
+    return (PROJECT / "pyproject.toml").is_file()
+
+
 class DataError(RuntimeError):
     """Data that is missing or corrupt: what, where it was looked for, how to get it."""
 
@@ -60,7 +65,7 @@ def folders(root: str | Path | None = None) -> list[Path]:
         return [Path(root).expanduser()]
     found = [Path(os.environ["LINL_DATA"]).expanduser()] if os.environ.get("LINL_DATA") else []
     found.append(Path("data").resolve())
-    if (PROJECT / "pyproject.toml").is_file() and PROJECT / "data" not in found:
+    if in_checkout() and PROJECT / "data" not in found:
         found.append(PROJECT / "data")
     return found
 
@@ -82,8 +87,10 @@ def find_file(name: str) -> Path:
 
 
 def find_weights(name: str) -> Path | str | None:
-    """What `linl.models.create` takes as `pretrained`: None of "", a file by its name below a data folder, and
-    "imagenet" as it is.
+    """What `linl.models.create` takes as `pretrained`.
+
+    Args:
+        name: "" for None, "imagenet" as it is, or a file's name below a data folder.
 
     Raises:
         ValueError, DataError: as `find_file`.

@@ -64,7 +64,8 @@ class Stability:
     fingerprint: str = ""
 
     def refuse_other(self, network: str) -> None:
-        """
+        """Nothing, if this is the state of the network with that fingerprint.
+
         Raises:
             ValueError: the state is of a network with another fingerprint.
         """

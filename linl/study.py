@@ -25,7 +25,7 @@ import pandas as pd
 import yaml
 
 from linl import engine
-from linl.data import PROJECT
+from linl.data import PROJECT, in_checkout
 from linl.files import atomic
 from linl.locks import Held, only_one
 from linl.logs import last_words
@@ -34,6 +34,7 @@ from linl.provenance import changed_since
 from linl.results import ParameterError, record, results_folder, run_folder, set_aside
 
 _BLOCK = {"notebook", "with", "each", "seeds", "threads", "memory", "gpus", "minutes"}
+FROM_A_CLONE = "profiles and notebooks come with a clone of linl, not with the installed package; run this from a clone"
 _NEEDS = {"memory": float, "gpus": int, "minutes": int}
 
 
@@ -102,7 +103,7 @@ def profiles(path: Path | None = None) -> dict[str, dict]:
     try:
         content = yaml.load(path.read_text(), _Once)  # a SafeLoader
     except FileNotFoundError:
-        raise ParameterError(f"{path} is missing: run this from a checkout of the project") from None
+        raise ParameterError(f"{path} is missing: {FROM_A_CLONE}") from None
     except yaml.YAMLError as error:
         raise ParameterError(f"{path.name} is not valid YAML: {error}") from error
     found = content.get("profiles") if isinstance(content, dict) else None
@@ -292,9 +293,15 @@ def _show(wanted: list[Job], tables: Path) -> None:
 
 def make_tables(source: str = "records", profile: str = "", out: Path | None = None) -> None:
     """Runs `notebooks/tables.ipynb`, and all of `notebooks/tables/` in it; from records to results/tables/ unless told
-    otherwise."""
+    otherwise.
+
+    Raises:
+        ParameterError: linl was installed without its notebooks.
+    """
     import papermill
 
+    if not in_checkout():
+        raise ParameterError(f"the tables' notebooks are missing: {FROM_A_CLONE}")
     out = out or results_folder() / "tables"
     params = {"source": source, "profile": profile, "out_dir": str(out)}
     executed = results_folder() / "runs" / "tables" / (profile or "all") / "notebook.ipynb"

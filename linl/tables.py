@@ -133,7 +133,12 @@ def short(key: str) -> str:
 
 
 def newest(done: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Of runs that agree in these columns only the one that finished last; in the order they finished."""
+    """Of runs that agree in these columns only the one that finished last; in the order they finished.
+
+    Args:
+        done: as `Tables.runs` returns them.
+        by: columns; none: the last of all.
+    """
     if done.empty:
         return done
     ordered = done.sort_values("finished")
@@ -141,7 +146,12 @@ def newest(done: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def unfolded(group: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The rows that each run of a setting keeps in one column, as one frame; a column `seed` says whose they are."""
+    """The rows that each run of a setting keeps in one column, as one frame; a column `seed` says whose they are.
+
+    Args:
+        group: the runs of one setting, as from `settings`.
+        column: holds a list of rows in each.
+    """
     pairs = zip(group[column], group["seed"], strict=True)
     return pd.concat([pd.DataFrame(rows).assign(seed=seed) for rows, seed in pairs], ignore_index=True)
 

@@ -260,7 +260,13 @@ def _unit_rows(net: nn.Module, epoch: int) -> list[dict]:
 
 @dataclass(frozen=True)
 class Score:
-    """Mean loss, and the shares of images whose label is the first, or among the first five."""
+    """How a network did on a split.
+
+    Attributes:
+        loss: mean over images.
+        accuracy, top5: shares of images, from 0 to 1, whose label is ranked first, or among the first five.
+        images: how many there were.
+    """
 
     loss: float
     accuracy: float
@@ -281,8 +287,14 @@ def evaluate(
 ) -> Score:
     """Scores a network on a split, in eval mode; its mode is restored.
 
-    With another loss than cross-entropy (a key of `linl.losses.LOSSES`) there is no accuracy: nan. `together`: the
-    processes that all call this, and share the images.
+    Args:
+        net: on the device it is scored on.
+        data: from `linl.data.load`, or anything that answers `batches` and `to` likewise.
+        split: "test", "validation" or "train".
+        precision: "fp32" or "bf16".
+        batch_size: images at a time; the last batch may be smaller, none is left out.
+        loss: a key of `linl.losses.LOSSES`; with another than cross-entropy there is no accuracy: nan.
+        together: the processes that all call this, and share the images.
     """
     us = together or World()
     of = LOSSES[loss]

@@ -208,7 +208,11 @@ UNITS: dict[str, type[Unit]] = {"linlu": LiNLU, "partial": PartialLinear}
 
 
 def TwoSlope(negative: Tensor, positive: Tensor) -> nn.Module:  # noqa: N802 - reads as the layer it makes
-    """A fixed two-slope activation: torch's own ReLU or LeakyReLU where one is the same."""
+    """A fixed two-slope activation: torch's own ReLU or LeakyReLU where one is the same.
+
+    Args:
+        negative, positive: slopes for x <= 0 and x > 0, () or (C,).
+    """
     if positive.ndim == 0 and positive.item() == 1:
         return nn.ReLU() if negative.item() == 0 else nn.LeakyReLU(negative.item())
     return FixedTwoSlope(negative, positive)
@@ -314,7 +318,11 @@ def linearize(
 
 
 def units_of(net: nn.Module) -> dict[str, Unit]:
-    """The trainable units by name, in the order of the forward pass (of modules, where nothing was traced)."""
+    """The trainable units by name, in the order of the forward pass (of modules, where nothing was traced).
+
+    Args:
+        net: from `linearize`, or any module; the units are its own, not copies.
+    """
     units = {name: module for name, module in net.named_modules() if isinstance(module, Unit)}
     if not isinstance(net, fx.GraphModule):
         return units
@@ -332,7 +340,14 @@ def units_of(net: nn.Module) -> dict[str, Unit]:
 
 
 def nonlinearity(net: nn.Module) -> pd.DataFrame:
-    """One row a unit (its mean over channels): name, kind, parameter, slope_neg, slope_pos, linear."""
+    """How linear every unit is now.
+
+    Args:
+        net: from `linearize`; no rows where it has no units.
+
+    Returns: a row a unit (its mean over channels), in the order of the forward pass: name, kind, parameter (p or α),
+        slope_neg, slope_pos, linear (whether `harden` makes it an identity).
+    """
     rows = []
     for name, unit in units_of(net).items():
         negative, positive = unit.slopes()
@@ -359,6 +374,7 @@ def param_groups(
     """Two optimizer groups, weights and units, each parameter once.
 
     Args:
+        net: from `linearize`, or without units: then there is one group.
         lr, weight_decay: of the weights.
         unit_lr, unit_weight_decay: of p or α; as the weights' where None (Layer Folding). LiNLNet
             trains p at a tenth of the weights' rate, with the same decay.
@@ -380,7 +396,14 @@ def param_groups(
 
 
 def penalty(net: nn.Module, weight: float = 0.25) -> Tensor:
-    """weight · Σ |1 − α²| over all PartialLinear units (Layer Folding, p = 2); zero for LiNLUs."""
+    """weight · Σ |1 − α²| over all PartialLinear units (Layer Folding, p = 2); zero for LiNLUs.
+
+    Args:
+        net: from `linearize`.
+        weight: λ of the paper, published 0.25.
+
+    Returns: a scalar to be added to the loss, differentiable in α.
+    """
     terms = [unit.penalty() for unit in units_of(net).values()]
     if not terms:
         return torch.zeros(())
@@ -388,13 +411,22 @@ def penalty(net: nn.Module, weight: float = 0.25) -> Tensor:
 
 
 def project_(net: nn.Module) -> None:
-    """Puts every unit's parameter back into its range: p in [0.5, 1], α >= 0. Call after each step."""
+    """Puts every unit's parameter back into its range: p in [0.5, 1], α >= 0. Call after each step.
+
+    Args:
+        net: from `linearize`; changed.
+    """
     for unit in units_of(net).values():
         unit.project_()
 
 
 def fuse_kernels_(net: nn.Module, fused: bool = True) -> None:
-    """Lets compiled kernels compute the units (or no longer). Needs a C++ compiler; see linl.kernels."""
+    """Lets compiled kernels compute the units (or no longer). Needs a C++ compiler; see linl.kernels.
+
+    Args:
+        net: from `linearize`; changed.
+        fused: False for torch's own operations again.
+    """
     for unit in units_of(net).values():
         unit.fused = fused
 
@@ -403,6 +435,7 @@ def harden(net: nn.Module, threshold: float | None = None) -> nn.Module:
     """A copy without trainable units: linear ones are Identity, the others fixed activations.
 
     Args:
+        net: from `linearize`; left alone.
         threshold: from which p or α on a unit counts as linear; 1 exactly for LiNLU and 0.9 for
             PartialLinear (both as published) when None.
     """

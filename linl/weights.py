@@ -156,6 +156,10 @@ def _ends_in_conv(module: nn.Module) -> bool:
 def only_classes_(net: nn.Module, classes: Sequence[int]) -> nn.Module:
     """Keeps some outputs of a network's last dense layer, in the order given; returns the network.
 
+    Args:
+        net: changed.
+        classes: numbers of the outputs that stay.
+
     Raises:
         ValueError: no dense layer, or a number that it has no output for.
     """

@@ -96,6 +96,13 @@ ORDER = [
     "verdicts",
     "tables",
     "claims",
+    "faults",
+    "training_faults",
+    "folding_faults",
+    "proof_faults",
+    "pruning_faults",
+    "errata",
+    "api",
     "notebooks",
     "engine",
     "study",
@@ -149,6 +156,21 @@ def test_no_file_is_opened_in_a_way_that_could_run_code():
                 assert whole != "yaml.load" or loader == "_Once", path.name  # study's own SafeLoader
                 assert given.get("allow_pickle", "False") == "False", path.name
                 assert whole != "torch.load" or given.get("weights_only") == "True", path.name
+
+
+def test_the_changelog_is_kept_in_its_form():
+    """Keep a Changelog: newest first, its six headings, every entry below one; the version is the package's."""
+    import linl
+
+    text = (PROJECT / "CHANGELOG.md").read_text()
+    versions = re.findall(r"^## \[(.+?)\](?: - (\S+))?$", text, re.M)
+    assert versions[0][0] == "Unreleased" and linl.__version__ in text
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", date) for _, date in versions[1:])
+    headings = re.findall(r"^### (.+)$", text, re.M)
+    assert headings and set(headings) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    for part in re.split(r"^### .+$", text, flags=re.M)[1:]:
+        assert re.search(r"^- ", part, re.M), "a heading without entries"
+    assert f'version = "{linl.__version__}"' in (PROJECT / "pyproject.toml").read_text()
 
 
 def test_the_lock_pins_everything_with_hashes_and_names_no_host():

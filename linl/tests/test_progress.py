@@ -142,7 +142,7 @@ def test_overwriting_leaves_nothing_but_the_lock(tmp_path):
 
 def test_stale_runs_are_told_and_done_again_only_when_asked(profile, monkeypatch, capsys):
     """By git: files that changed since the run's revision, uncommitted edits included."""
-    files = ["linl/train.py", "linl/tables.py", "linl/tests/test_train.py"]
+    files = ["linl/train.py", "linl/two_slope.cpp", "linl/tables.py", "linl/errata.py", "linl/tests/test_train.py"]
     files += [f"notebooks/{name}.ipynb" for name in ("experiments/linlnet", "tables/linlnet", "experiments/regions")]
     changed = {"aaa": files, "bbb": ()}
     monkeypatch.setattr(provenance, "_changed", changed.get)
@@ -155,7 +155,8 @@ def test_stale_runs_are_told_and_done_again_only_when_asked(profile, monkeypatch
     found = progress.stale("p", profile)
     assert found["run"].tolist() == [wanted[i].label for i in (0, 2, 3, 4)]
     assert found["changed"].tolist() == [
-        ["linl/train.py", "notebooks/experiments/linlnet.ipynb"], ["(made with uncommitted changes)"],
+        ["linl/train.py", "linl/two_slope.cpp", "notebooks/experiments/linlnet.ipynb"],
+        ["(made with uncommitted changes)"],
         ["revision ccc isn't known here (a shallow clone, or another repository?)"], ["made outside of a git checkout"],
     ]  # fmt: skip
     monkeypatch.setattr(study, "profiles", lambda path=None, given=study.profiles: given(profile))

@@ -54,6 +54,8 @@ MADE = {
     "runs": {"fold_pays": ["runs.csv", "runs.md"]},  # any will do
 }  # fmt: skip
 """What each part makes of each experiment."""
+FROM_CODE = {"errata": ["errata.csv", "errata.md"]}
+"""Parts that read no runs; `test_errata.py` tests them."""
 
 
 # --- words -----------------------------------------------------------------------------------------
@@ -248,13 +250,13 @@ def test_the_whole_is_all_its_parts(shell, tmp_path):
     names = notebooks.run_here(WHOLE, out_dir=str(tmp_path / "out"))
     wanted = sorted([*MADE["blocks"]["fold_pays"], *MADE["layer_folding"]["layer_folding"],
                      *MADE["reproduction"]["linlnet"],
-                     *MADE["benchmarks"]["benchmarks"], *MADE["runs"]["fold_pays"]])  # fmt: skip
+                     *MADE["benchmarks"]["benchmarks"], *MADE["runs"]["fold_pays"], *FROM_CODE["errata"]])  # fmt: skip
     assert (tmp_path / "out" / "index.md").read_text() == "".join(f"- [{name}]({name})\n" for name in wanted)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*wanted, "index.md"])
     assert dict(names["counts"]) == {"benchmarks": 2, "fold_pays": 2, "layer_folding": 2}
     assert "torch 0.0, 1.0." in (tmp_path / "out" / "layer_folding.md").read_text()
     called = re.findall(r'made_by\("(\w+)"\)', WHOLE.read_text().replace('\\"', '"'))
-    assert called == list(MADE) and set(called) == {path.stem for path in PARTS.glob("*.ipynb")}
+    assert called == [*MADE, *FROM_CODE] and set(called) == {path.stem for path in PARTS.glob("*.ipynb")}
 
 
 @pytest.mark.filterwarnings("ignore:To exit")
