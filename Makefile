@@ -22,6 +22,7 @@ test: $(READY)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 browser: $(VENV)/.browser  ## the lessons and an experiment in JupyterLab, in this machine's Chromium; SCREENSHOTS=folder keeps pictures
+	@$(BIN)/python -m linl.tests.lab  # says what is missing, if anything is
 	@SCREENSHOTS='$(SCREENSHOTS)' $(BIN)/python -m pytest -s linl/tests/browser.py
 
 lab: $(READY)

@@ -280,3 +280,7 @@ class Notebook:
             if panel.evaluate(NEXT):
                 break
         return number
+
+
+if __name__ == "__main__":
+    sys.exit(missing() or None)
