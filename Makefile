@@ -13,13 +13,17 @@ READY   := $(VENV)/.ready
 # torch and BLAS decide on threads by themselves; Snakemake gives each run its share
 export PYTHONUNBUFFERED := 1
 
-.PHONY: study test lab status stale report tables record benchmark lint format lock clean help
+.PHONY: study test browser lab status stale report tables record benchmark lint format lock clean help
 
 study: $(READY)
 	@$(BIN)/python -m linl.study run $(PROFILE) --executor $(EXECUTOR) --options='$(OPTIONS)'
 
 test: $(READY)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+browser: $(VENV)/.browser  ## the lessons and an experiment in JupyterLab, in this machine's Chromium; SCREENSHOTS=folder keeps pictures
+	@$(BIN)/python -m linl.tests.lab  # says what is missing, if anything is
+	@SCREENSHOTS='$(SCREENSHOTS)' $(BIN)/python -m pytest -s linl/tests/browser.py
 
 lab: $(READY)
 	@$(BIN)/jupyter lab notebooks
@@ -73,3 +77,12 @@ $(READY): requirements.lock pyproject.toml
 	  && $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e . ; \
 	fi
 	@touch $(READY)
+
+# What drives the browser; the browser itself is the machine's, nothing of playwright's is downloaded.
+$(VENV)/.browser: $(READY)
+	@if $(BIN)/python -m uv --version >/dev/null 2>&1; then \
+	  VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/python -m uv pip install --quiet --no-build-isolation -e '.[browser]' ; \
+	else \
+	  $(BIN)/python -m pip install --quiet --no-build-isolation -e '.[browser]' ; \
+	fi
+	@touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import platform
@@ -124,11 +125,8 @@ def latencies(nets: Sequence[Callable], x: Tensor, seconds: float = 0.5) -> list
         x: one input batch, on the device that is measured.
         seconds: least time for each.
     """
-    from torch.utils import benchmark
-
-    timers = [
-        benchmark.Timer("net(x)", globals={"net": net, "x": x}, num_threads=torch.get_num_threads()) for net in nets
-    ]
+    timer_of = _timer()
+    timers = [timer_of("net(x)", globals={"net": net, "x": x}, num_threads=torch.get_num_threads()) for net in nets]
     rounds: list[list[float]] = [[] for _ in timers]
     for timer in timers:
         timer.timeit(2)
@@ -136,6 +134,18 @@ def latencies(nets: Sequence[Callable], x: Tensor, seconds: float = 0.5) -> list
         for timer, times in zip(timers, rounds, strict=True):
             times.append(timer.blocked_autorange(min_run_time=seconds / 5).median)
     return [sorted(times)[len(times) // 2] * 1e3 for times in rounds]
+
+
+def _timer() -> type:
+    """torch's; its import would tell every reader of a notebook that a machine with CUDA's compiler has no GPU."""
+    log = logging.getLogger("torch.utils.cpp_extension")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        from torch.utils.benchmark import Timer
+    finally:
+        log.setLevel(before)
+    return Timer
 
 
 class LatencyTable:

@@ -76,7 +76,10 @@ class DeadRate:
 
     def _repr_html_(self) -> str:
         told = " · ".join(f"{rate} {self.share(rate):.2%}" for rate in RATES)
-        return f"<p>{told} of all units, on {self.inputs} inputs</p>" + shown(self.table)
+        table = self.table
+        if (table["channels"] == table["units"]).all():  # dense layers: each figure would stand there twice
+            table = table[[column for column in table if "channels" not in column]]
+        return f"<p>{told} of all units, on {self.inputs} inputs</p>" + shown(table)
 
 
 @torch.no_grad()

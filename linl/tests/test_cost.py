@@ -1,5 +1,9 @@
 """Measuring: counts that can be checked by hand."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -58,3 +62,11 @@ def test_bad_calls():
         linl.measure(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="2 names for 1 networks"):
         linl.measure(nn.Linear(2, 2), torch.randn(1, 2), names=["a", "b"])
+
+
+def test_timing_says_nothing_about_a_gpu_that_nobody_asked_for(tmp_path):
+    """torch's timer complains, when first imported, of CUDA's compiler without a GPU; it would stand in the lessons."""
+    code = "import torch; from linl import cost; cost.latencies([torch.nn.ReLU()], torch.ones(1), 0.01)"
+    hidden = {**os.environ, "CUDA_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=hidden)
+    assert done.stderr == ""

@@ -272,3 +272,10 @@ def test_our_networks_and_transformers_are_measured():
 def test_what_cannot_be_measured_is_refused(net, images, message):
     with pytest.raises(ValueError, match=message):
         linl.dead_rate(net, images)
+
+
+def test_dense_layers_are_shown_without_the_same_figures_by_channel():
+    dense = linl.dead_rate(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(5, 3))
+    conv = linl.dead_rate(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten()), torch.rand(5, 1, 6, 6))
+    assert "static_channels" in dense.table and "channels" not in dense._repr_html_()
+    assert "static_channels" in conv._repr_html_()

@@ -68,6 +68,15 @@ def test_teaching_notebooks_run(path, tmp_path):
     assert "with 0 Axes" not in shown and "<matplotlib" not in shown, "a picture that one cell begins and another ends"
 
 
+@pytest.mark.parametrize("path", TEACHING, ids=lambda p: p.stem)
+def test_solutions_are_folded_away(path):
+    """Whoever scrolls on from an exercise doesn't see its solution in the code that checks the check."""
+    for cell in cells(path):
+        if "solution" in "".join(cell["source"]).lower():
+            assert cell["metadata"].get("jupyter", {}).get("source_hidden"), "".join(cell["source"])[:80]
+            assert "lambda" not in cell["source"][0], "JupyterLab shows the first line all the same"
+
+
 def outputs(path):
     """All outputs of an executed notebook, cell by cell."""
     return [out for cell in cells(path) for out in cell["outputs"]]
