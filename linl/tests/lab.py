@@ -31,7 +31,7 @@ except ModuleNotFoundError:
 
 BROWSERS = "chromium", "chromium-browser", "google-chrome"
 SECONDS = 900
-"""At most that long for a notebook from top to bottom; a slow core takes a tenth of it."""
+"""At most that long for a notebook from top to bottom; the longest takes a minute or two on a core of its own."""
 QUIET = {"@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}
 """Settings of JupyterLab: all as it comes, but for the question about news, which lies over the notebook."""
 
