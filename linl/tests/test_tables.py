@@ -42,17 +42,17 @@ MADE = {
             "activating_pruning-mnist-mlp.png",
         ],
     },
+    "agreement": {
+        "agreement": [
+            "agreement.csv", "agreement.md", "agreement.png", "agreement_sets.csv", "agreement_sets.md",
+        ],
+    },
     "benchmarks": {
         "bounds_speed": ["bounds_speed.csv", "bounds_speed.md"],
         "benchmarks": ["benchmark-units.csv", "benchmark-units.md"],
         "imagenet_cost": ["imagenet_cost.csv", "imagenet_cost.md"],
         "epoch_speed": ["benchmark-epoch.csv", "benchmark-epoch.md"],
         "peers": ["benchmark-peers.csv", "benchmark-peers.md", "benchmark-peers-growth.png"],
-    },
-    "agreement": {
-        "agreement": [
-            "agreement.csv", "agreement.md", "agreement.png", "agreement_sets.csv", "agreement_sets.md",
-        ],
     },
     "reproduction": {
         "linlnet": ["reproduction.csv", "reproduction.md", "reproduction.png"],
