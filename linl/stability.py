@@ -89,6 +89,7 @@ class _Funnel:
         self.limit, self.unit_limit = limit or math.inf, unit_limit
         self.began = time.perf_counter()
         self.generator = torch.Generator().manual_seed(seed)
+        self.images, self.next_size = torch.zeros(0), 0  # not looked at yet; how many at once
         counts = [read.shapes[op.sources[0]].numel() for op in read.bends]
         inf = [torch.full((n,), torch.inf, dtype=torch.float64) for n in counts]
         self.state = Stability(
@@ -122,6 +123,7 @@ class _Funnel:
                     self._stage("local", self.local)
                 elif self.method != "interval":
                     self._stage("crown", self.crown)
+                    self._stage("points", lambda: self.look_at_images(patient=True))
             if self.method == "exact":
                 self._stage("solver", self.solve)
         except _TimeIsUpError:
@@ -158,7 +160,7 @@ class _Funnel:
         self.first = walk
 
     def points(self, images: Tensor | None) -> None:
-        """Points by chance, the corners that settle units of exact bounds, then given images in growing numbers."""
+        """Points by chance, the corners that settle units of exact bounds, then given images."""
         self._look(self.box.center, "samples")  # what the solver is asked is put from there
         n = min(SAMPLES, max(16, WORK // sum(shape.numel() for shape in self.program.shapes)))
         for points, source in (
@@ -175,19 +177,34 @@ class _Funnel:
                     self._corners(op.site, some, row)
                     self.left()
         if images is not None:
-            images = self._fitting(images)
-            start, size = 0, n
-            while start < len(images) and not self.state.decided:
-                self._look(images[start : start + size], "images")
-                start, size = start + size, 2 * size
-                self.left()
+            self.images, self.next_size = self._fitting(images), n
+            self.look_at_images(patient=self.method in ("interval", "local"))
+
+    def look_at_images(self, patient: bool) -> None:
+        """Images, twice as many each time, until every unit is settled; the impatient stop where nothing new was seen.
+
+        Bounds and attacks then settle the last few units sooner than tens of thousands of images; the rest of the
+        images comes after those, before the solver.
+        """
+        while len(self.images) and not self.state.decided:
+            some, self.images = self.images[: self.next_size], self.images[self.next_size :]
+            before = self._seen()
+            self._look(self.box.clip(some.cpu().float()), "images")
+            self.next_size *= 2
+            self.left()
+            if not patient and self._seen() == before:
+                return
+
+    def _seen(self) -> int:
+        """How many units have been seen on two pieces."""
+        return sum(int(self.state.witnesses.unstable(op.site).sum()) for op in self.program.bends)
 
     def _fitting(self, images: Tensor) -> Tensor:
         if images.shape[1:] != self.box.shape:
             raise ValueError(f"images have shape {tuple(images.shape[1:])}, the box {tuple(self.box.shape)}")
-        if not images.isfinite().all():
+        if len(images) and not all(end.isfinite() for end in images.aminmax()):  # a third of isfinite's time
             raise ValueError("images hold values that are no finite numbers: leave those out")
-        return self.box.clip(images.detach().cpu().float())
+        return images.detach()
 
     def local(self) -> None:
         """Bounds from one activation back, in float32, for all units of a layer at once."""
