@@ -50,8 +50,8 @@ MADE = {
     "benchmarks": {
         "bounds_speed": ["bounds_speed.csv", "bounds_speed.md"],
         "benchmarks": ["benchmark-units.csv", "benchmark-units.md"],
-        "imagenet_cost": ["imagenet_cost.csv", "imagenet_cost.md"],
         "epoch_speed": ["benchmark-epoch.csv", "benchmark-epoch.md"],
+        "imagenet_cost": ["imagenet_cost.csv", "imagenet_cost.md"],
         "peers": ["benchmark-peers.csv", "benchmark-peers.md", "benchmark-peers-growth.png"],
     },
     "reproduction": {
