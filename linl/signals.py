@@ -86,7 +86,8 @@ def read(
     table["dynamic"] = dead_rate(net, images, batch_size=batch_size).table["dynamic"].to_numpy()
     table["certified"] = math.nan
     if box is not None:
-        state = analyse(net.eval(), box, method, time_limit, images=images)
+        with evaluating(net):
+            state = analyse(net, box, method, time_limit, images=images)
         table["certified"] = [(codes >= 0).double().mean().item() for codes in state.codes]
     table["pull"] = pulls(net, images, labels, batch_size)
     table["untuned"] = untuned(net, images, labels, batch_size)

@@ -106,7 +106,8 @@ def test_every_signal_on_real_networks(name):
 def test_what_is_proved_was_seen():
     """A unit proved to stay on one piece on the images' hull was seen on one piece on every image."""
     net, (x, y) = small(), batch()
-    table = signals.read(net, 0.05 * x, y, box=linl.Box.hull(0.05 * x), method="exact")
+    table = signals.read(net.train(), 0.05 * x, y, box=linl.Box.hull(0.05 * x), method="exact")
+    assert net.training, "its mode is left alone, too"
     assert (table["certified"] <= table["steady"] + 1e-12).all() and table["certified"].max() > 0
     assert signals.read(net, x, y)["certified"].isna().all(), "nothing was to be proved"
 
