@@ -11,6 +11,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import ClassVar
 
 import pandas as pd
@@ -20,6 +21,7 @@ from torch import Tensor, fx, nn
 from linl.graph import activation_sites, evaluating, trace
 
 _LINEAR = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+ROUNDS = 5  # of measuring each network in turn
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,10 @@ def latencies(nets: Sequence[Callable], x: Tensor, seconds: float = 0.5) -> list
     """
     timer_of = _timer()
     timers = [timer_of("net(x)", globals={"net": net, "x": x}, num_threads=torch.get_num_threads()) for net in nets]
-    rounds: list[list[float]] = [[] for _ in timers]
-    for timer in timers:
-        timer.timeit(2)
-    for _ in range(5):
-        for timer, times in zip(timers, rounds, strict=True):
-            times.append(timer.blocked_autorange(min_run_time=seconds / 5).median)
-    return [sorted(times)[len(times) // 2] * 1e3 for times in rounds]
+    took = [timer.timeit(1).mean for timer in timers]  # torch calls it twice before, so that compiling isn't counted
+    often = [max(1, round(seconds / ROUNDS / max(one, 1e-9))) for one in took]
+    rounds = [[timer.timeit(n).mean for timer, n in zip(timers, often, strict=True)] for _ in range(ROUNDS)]
+    return [1e3 * median(times) for times in zip(*rounds, strict=True)]
 
 
 def _timer() -> type:

@@ -5,10 +5,12 @@ Both answer `batches`. What torchvision can fetch is downloaded to a data folder
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -116,14 +118,25 @@ def _enlarged(images: Tensor, size: int | None, channels: int | None) -> Tensor:
 
 def _digits():
     """scikit-learn's 1,797 real handwritten digits, 8×8: 1,437 for training, 360 for the test."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images).float().mul_(255 / 16).round_().to(torch.uint8)[:, None]
-    labels = torch.from_numpy(bunch.target).long()
+    table = torch.from_numpy(_digits_table())
+    images = table[:, :64].float().mul_(255 / 16).round_().to(torch.uint8).view(-1, 1, 8, 8)
+    labels = table[:, 64].long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images, labels = images[order], labels[order]
     return (images[:1437], labels[:1437]), (images[1437:], labels[1437:])
+
+
+def _digits_table() -> np.ndarray:
+    """(1797, 65) uint8: 64 pixels from 0 to 16, and the label. From scikit-learn's file, since importing its reader
+    takes a second, which every run on the digits would pay; by its reader where the file lies elsewhere."""
+    (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
+    file = Path(package, "datasets", "data", "digits.csv.gz")
+    if file.is_file():
+        return np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return np.column_stack([bunch.data, bunch.target]).astype(np.uint8)
 
 
 def _torchvision(source: Source, root: str | Path | None, download: bool):

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import torch
 from PIL import Image
 
@@ -20,6 +21,15 @@ def test_digits_are_embedded_and_split_by_seed():
     assert torch.equal(a.train[0], b.train[0]) and not torch.equal(a.validation[0], c.validation[0])
     assert torch.equal(a.test[0], c.test[0]), "the test split doesn't depend on the seed"
     assert load("digits", validation=0).size("validation") == 0
+
+
+def test_digits_are_scikit_learns(monkeypatch):
+    """Read from its file; by its own reader where the file isn't there: the same bytes."""
+    bunch = sklearn.datasets.load_digits()
+    table = data._digits_table()
+    assert table.dtype == np.uint8 and np.array_equal(table, np.column_stack([bunch.data, bunch.target]))
+    monkeypatch.setattr(data.Path, "is_file", lambda self: False)
+    assert np.array_equal(data._digits_table(), table) and data._digits_table().dtype == np.uint8
 
 
 def test_splits_do_not_overlap():
