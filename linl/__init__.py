@@ -42,6 +42,7 @@ from linl.guarding import guard
 from linl.masks import harden_masks
 from linl.padding import pad_first
 from linl.pruning import prune
+from linl.refitting import refit
 from linl.shallowing import shallow
 from linl.shrinking import shrink
 from linl.stability import analyse
@@ -63,8 +64,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Box", "LiNLU", "PartialLinear", "Stability", "analyse", "bounds", "components", "compress", "cost", "data",
     "dead_rate", "dead_rates", "devices", "distributed", "fold", "fold_norms", "foldable", "folding",
-    "fuse_kernels_", "graph", "guard", "harden", "harden_masks", "linearize", "losses", "masks", "measure", "merge",
-    "models", "nonlinearity", "notebooks", "pad_first", "param_groups", "penalty", "planning", "project_", "prune",
-    "prune_cycles", "pruning", "regions", "results", "shallow", "shrink", "signals", "stability", "tables", "train",
-    "units", "verify", "verify_stability", "weights",
+    "fuse_kernels_", "graph", "guard", "harden", "harden_masks", "linearize", "losses", "masks", "measure",
+    "merge", "models", "nonlinearity", "notebooks", "pad_first", "param_groups", "penalty", "planning",
+    "project_", "prune", "prune_cycles", "pruning", "refit", "regions", "results", "shallow", "shrink",
+    "signals", "stability", "tables", "train", "units", "verify", "verify_stability", "weights",
 ]  # fmt: skip

@@ -276,6 +276,15 @@ def with_norm(layer: nn.Module, norm: nn.Module) -> nn.Module:
     return made
 
 
+def neutral_norm(mean: Tensor, variance: Tensor) -> nn.BatchNorm2d:
+    """A BatchNorm that changes nothing in evaluation, of a channel's mean and variance; in training it normalizes."""
+    norm = nn.BatchNorm2d(len(mean)).to(mean)
+    with torch.no_grad():
+        norm.running_mean.copy_(mean), norm.running_var.copy_(variance)
+        norm.weight.copy_((variance + norm.eps).sqrt()), norm.bias.copy_(mean)
+    return norm
+
+
 def _times(weight: Tensor, factor: Tensor, numbers: int = 2**17) -> Tensor:
     """weight · factor (outputs, 1, …) in float64, in weight's dtype, some outputs at a time: they stay in the cache."""
     made, rows = torch.empty_like(weight), max(1, numbers // max(1, weight[0].numel()))

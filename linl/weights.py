@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from linl.graph import evaluating
+from linl.rewriting import neutral_norm
 
 
 def load_weights_(net: nn.Module, path: str | Path) -> None:
@@ -142,10 +143,7 @@ def restore_norms_(net: nn.Module, images: Tensor) -> nn.Module:
         hook.remove()
     for n, (owner, i) in enumerate(places):
         variance, mean = outputs[n]
-        norm = nn.BatchNorm2d(len(mean)).to(mean)
-        norm.running_mean.copy_(mean), norm.running_var.copy_(variance)
-        norm.weight.copy_((variance + norm.eps).sqrt()), norm.bias.copy_(mean)
-        owner[i] = norm.train(owner.training)
+        owner[i] = neutral_norm(mean, variance).train(owner.training)
     return net
 
 

@@ -32,6 +32,7 @@ ORDER = [
     "folding",
     "padding",
     "advice",
+    "refitting",
     "boxes",
     "pieces",
     "program",

@@ -1,0 +1,178 @@
+"""Blocks replaced by the layer that is nearest to them."""
+
+import pytest
+import torch
+from torch import nn
+
+import linl
+
+
+class Skipped(nn.Module):
+    """A residual block, its ReLU inside."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)
+        )
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+def neck(a, b, stride=1):
+    return nn.Sequential(
+        nn.Conv2d(a, 3 * a, 1, bias=False), nn.BatchNorm2d(3 * a), nn.ReLU6(),
+        nn.Conv2d(3 * a, 3 * a, 3, stride, 1, groups=3 * a), nn.ReLU6(), nn.Conv2d(3 * a, b, 1),
+    )  # fmt: skip
+
+
+def network():
+    layers = [nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), neck(4, 6, 2), Skipped(6), nn.ReLU(), neck(6, 5)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 3))]
+    net = nn.Sequential(*layers, *head).double().eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3), module.running_var.uniform_(0.5, 2)
+    return net
+
+
+@pytest.fixture
+def images():
+    return torch.randn(200, 2, 15, 13, dtype=torch.float64)
+
+
+def between(net, name, images):
+    """What a module reads and gives."""
+    seen = []
+    hook = net.get_submodule(name).register_forward_hook(
+        lambda module, inputs, output: seen.append((inputs[0], output))
+    )
+    with torch.no_grad():
+        net(images)
+    hook.remove()
+    return seen[0]
+
+
+def test_a_block_that_is_linear_here_is_found_again(images):
+    """Its ReLU never bends: the regression finds the function itself."""
+    block = nn.Sequential(nn.Conv2d(2, 5, 3, 2), nn.ReLU(), nn.Conv2d(5, 3, (1, 3), dilation=(1, 2)))
+    block[0].bias.data += 100
+    net = nn.Sequential(block, nn.ReLU(), nn.Flatten(), nn.Linear(3 * 7 * 2, 2)).double().eval()
+    made = linl.refit(net, ["0"], images, ridge=0.0)
+    check = linl.verify(net, made, images)
+    assert check.largest <= 1e-8 * check.scale and linl.cost.depth(made) == 2 and linl.cost.depth(net) == 3
+    assert made.refit_report.table["missed"].item() < 1e-10
+
+
+def folded(block, x):
+    """A block without its activations, as one layer, by the public functions."""
+    bare = linl.harden(linl.linearize(block, "partial", start=1.0)).eval()
+    return linl.fold(linl.pad_first(bare, x), x, objective="depth")
+
+
+def error(layer, x, y):
+    return ((layer(x) - y) ** 2).sum()
+
+
+@pytest.mark.parametrize("name", ["2", "3", "5", "8"])
+def test_no_other_layer_is_nearer(images, name):
+    """The squared error has no slope at the solution, by every weight; the report says what runs show."""
+    net = network()
+    made = linl.refit(net, [name], images, ridge=0.0, norms=False)
+    x, y = between(net, name, images)
+    new, bare, row = made.get_submodule(name), folded(net.get_submodule(name), x), made.refit_report.table.iloc[0]
+    slopes, steep = (torch.autograd.grad(error(m, x, y), list(m.parameters())) for m in (new, bare))
+    assert len(slopes) == 2 and max(map(_largest, slopes)) < 1e-9 * max(map(_largest, steep))
+    axes = (0, *range(2, y.ndim))
+    variance = ((y - y.mean(axes, keepdim=True)) ** 2).sum()
+    assert row["missed"] == pytest.approx((error(new, x, y) / variance).item(), rel=1e-8)
+    assert row["missed_bare"] == pytest.approx((error(bare, x, y) / variance).item(), rel=1e-8)
+    assert row["missed"] < row["missed_bare"] and row["numbers"] == new.get_parameter(_weight(new))[0].numel() + 1
+
+
+def _largest(t):
+    return t.abs().max().item()
+
+
+def _weight(net):
+    return next(name for name, p in net.named_parameters() if p.ndim > 1)
+
+
+def test_each_block_mends_the_errors_of_those_before_it(images):
+    """Given in any order; the second's regression is on what the first's replacement gives."""
+    net = network()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    made = linl.refit(net, ["5", "2"], images, ridge=0.0, norms=False)
+    assert made.refit_report.table["block"].tolist() == ["2", "5"]
+    x, y = between(made, "5", images)[0], between(net, "5", images)[1]
+    slopes = torch.autograd.grad(error(made.get_submodule("5"), x, y), list(made.get_submodule("5").parameters()))
+    assert max(map(_largest, slopes)) < 1e-8 * (y**2).sum()
+    alone = linl.refit(net, ["5"], images, ridge=0.0, norms=False)
+    assert error(made.get_submodule("5"), x, y) < error(alone.get_submodule("5"), x, y)
+    assert not net.training and all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert linl.cost.depth(made) == linl.cost.depth(net) - 4
+    assert "missed" in made.refit_report._repr_html_()
+
+
+def test_norms_change_nothing_until_it_is_trained(images):
+    """In evaluation; in training they normalize. `fold_norms` takes them in."""
+    net = network()
+    plain, made = (linl.refit(net, ["2", "3"], images, norms=norms) for norms in (False, True))
+    assert linl.verify(plain, made, images).equal
+    small = linl.fold_norms(made)
+    assert linl.verify(made, small, images).equal
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in small.get_submodule("2").modules())
+    y = between(made.train(), "2", images)[1]
+    was = between(made.eval(), "2", images)[1]
+    assert (y.mean((0, 2, 3)) - was.mean((0, 2, 3))).abs().max() < 1e-2 and not torch.equal(y, was)
+
+
+def test_it_can_be_tuned_nearer_still():
+    """Gradients reach every replaced layer."""
+    net = network().float()
+    made = linl.refit(net, ["2", "5"], torch.randn(200, 2, 15, 13)).train()
+    made(torch.randn(8, 2, 15, 13)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters())
+
+
+def test_networks_from_the_libraries():
+    """timm's inverted bottlenecks, of every stride, skip and kernel size."""
+    import timm
+
+    torch.manual_seed(0)
+    net = timm.create_model("efficientnet_lite0", num_classes=3).eval()
+    names = [name for name, m in net.named_modules() if type(m).__name__ == "InvertedResidual"]
+    made = linl.refit(net, names[:3:2], torch.randn(40, 3, 64, 64))
+    assert len(made.refit_report.table) == 2 and (made.refit_report.table["missed"] < 1).all()
+    assert linl.cost.depth(made) == linl.cost.depth(net) - 4
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        ([], "no blocks"),
+        (["9"], "no module '9' in Sequential"),
+        (["2", "2"], "2 is named twice"),
+        (["8", "8.0"], "8.0 is part of 8"),
+        (["1"], "1 is not one layer without its activations: nothing"),
+        (["2.3"], "2.3 is a convolution in groups"),
+    ],
+)
+def test_what_cannot_be_replaced(images, blocks, said):
+    with pytest.raises(ValueError, match=said):
+        linl.refit(network(), blocks, images)
+
+
+def test_more_that_cannot_be_replaced(images):
+    net = network()
+    with pytest.raises(ValueError, match=r"2 images are 12 outputs of 5, too few for 55 weights each: give 37"):
+        linl.refit(net, ["5"], images[:2, :, :5, :9])
+    with pytest.raises(ValueError, match="train mode"):
+        linl.refit(net.train(), ["2"], images)
+    twice = nn.Sequential(layer := nn.Conv2d(2, 2, 1), nn.ReLU(), layer).double().eval()
+    with pytest.raises(ValueError, match="0 is called 2 times"):
+        linl.refit(twice, ["0"], images)
+    two = nn.Sequential(nn.Sequential(nn.Conv2d(2, 2, 1), nn.MaxPool2d(2), nn.Conv2d(2, 2, 1))).double().eval()
+    with pytest.raises(ValueError, match="0 is not one layer without its activations"):
+        linl.refit(two, ["0"], images)
