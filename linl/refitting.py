@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -18,8 +20,8 @@ from linl.padding import pad_first
 from linl.rewriting import neutral_norm
 from linl.units import harden, linearize
 
-ROWS_FOR_EACH = 4
-"""Least outputs on the images for each number that is fitted to them."""
+LEAST, ENOUGH = 4, 200
+"""Outputs on the images for each number that is fitted to them: fewer are refused, of more a sample is taken."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def refit(
         net: trained, in eval mode; left alone.
         blocks: names of modules, each of which is called once and is one convolution or dense layer without its
             activations: inverted bottlenecks, residual blocks whose skip is part of them, runs of dense layers.
-        images: (N, ...) network inputs, on the network's device. Four outputs at least for each number fitted.
+        images: (N, ...) network inputs, on the network's device. Four outputs at least for each number fitted; of more
+            than 200 a sample from every image.
         norms: behind each new convolution comes a BatchNorm that changes nothing in evaluation and normalizes in
             training; `fold_norms` takes it in later.
         ridge: added to the regression's diagonal, relative to its mean: keeps directions that the images hardly show
@@ -74,23 +77,25 @@ def refit(
     """
     refuse_unfinished(net)
     _refuse_blocks(net, blocks)
-    made, rows = clone(net), []
-    for name in _in_order(net, blocks, images[:1]):
-        (x,) = _seen(net, name, images[:1])[0]
-        block = _as_one(net.get_submodule(name), name, x)
-        layer = _only_layer(block)
+    made, rows, parts = clone(net), [], images.split(batch)
+    read = _read_by(net, blocks, images[:1])
+    ones = {name: _as_one(net.get_submodule(name), name, x) for name, x in read.items()}
+    samples = {name: _Sample(n, _only_layer(one), len(images)) for n, (name, one) in enumerate(ones.items())}
+    targets = _targets(net, samples, parts)
+    for name, block in ones.items():
+        layer, sample = _only_layer(block), samples[name]
         made.set_submodule(name, block)
-        sums = _sums(net, made, name, layer, images.split(batch))
+        sums = _Sums()
+        for number, (part, y) in enumerate(zip(parts, targets.pop(name), strict=True)):
+            sums.add(sample.of_inputs(_stopped_at(made, layer, part), number), y)
         _refuse_few(name, sums, len(images))
-        rows.append({"block": name, "layer": _described(layer), "numbers": sums.numbers, "rows": sums.rows,
-                     "missed_bare": sums.missed(*_numbers(layer))})  # fmt: skip
+        told = {"block": name, "layer": _described(layer), "numbers": sums.numbers, "rows": sums.rows}
+        bare = sums.missed(*_numbers(layer))
         _set(layer, *sums.solution(ridge))
-        rows[-1]["missed"] = sums.missed(*_numbers(layer))
+        rows.append(told | {"missed_bare": bare, "missed": sums.missed(*_numbers(layer))})
         if norms and isinstance(layer, nn.Conv2d):
-            made.set_submodule(
-                name, nn.Sequential(block, neutral_norm(*sums.of_outputs(*_numbers(layer))).to(layer.weight))
-            )
-            made.get_submodule(name).eval()
+            norm = neutral_norm(*sums.of_outputs(*_numbers(layer))).to(layer.weight)
+            made.set_submodule(name, nn.Sequential(block, norm).eval())
     made.refit_report = RefitReport(pd.DataFrame(rows))
     return made
 
@@ -109,46 +114,94 @@ def _refuse_blocks(net: nn.Module, blocks: Sequence[str]) -> None:
             )
 
 
-# --- running as far as a block ---------------------------------------------------------------------
+# --- what is read and given where -----------------------------------------------------------------
+
+
+def _read_by(net: nn.Module, blocks: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+    """What each block reads, in the order of the forward pass."""
+    seen: list[tuple[str, Tensor]] = []
+    with _hooked(net, {name: lambda m, inputs, y, name=name: seen.append((name, inputs[0])) for name in blocks}):
+        net(images)
+    called = [name for name, _ in seen]
+    for name in blocks:
+        if called.count(name) != 1:
+            raise ValueError(f"{name} is called {called.count(name)} times: only a block called once can be replaced")
+    return dict(seen)
+
+
+def _targets(net: nn.Module, samples: dict[str, _Sample], parts: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """What the original blocks give, at the sampled places: one pass for all."""
+    found: dict[str, list[Tensor]] = {name: [] for name in samples}
+
+    def keep(name):
+        return lambda module, inputs, y: found[name].append(samples[name].of_outputs(y, len(found[name])))
+
+    with _hooked(net, {name: keep(name) for name in samples}):
+        for part in parts:
+            net(part)
+    return found
 
 
 class _Reached(Exception):  # noqa: N818 - no error: a forward pass ends early
     pass
 
 
-def _seen(net: nn.Module, name: str, images: Tensor) -> tuple[tuple, Tensor]:
-    """What a module reads and gives; nothing behind it is run."""
-    found: list = []
+def _stopped_at(net: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
+    """What a layer reads; nothing behind it is run."""
 
-    def reached(module, inputs, output):
-        found.append((inputs, output))
-        raise _Reached
+    def reached(module, inputs, y):
+        raise _Reached(inputs[0])
 
-    hook = net.get_submodule(name).register_forward_hook(reached)
+    name = next(name for name, module in net.named_modules() if module is layer)
+    with _hooked(net, {name: reached}):
+        try:
+            net(images)
+        except _Reached as stop:
+            return stop.args[0]
+    raise AssertionError(f"{name} wasn't called")
+
+
+@contextlib.contextmanager
+def _hooked(net: nn.Module, calls: dict[str, Callable]) -> Iterator[None]:
+    hooks = [net.get_submodule(name).register_forward_hook(call) for name, call in calls.items()]
     try:
         with evaluating(net):
-            net(images)
-    except _Reached:
-        return found[0]
-    finally:
-        hook.remove()
-    raise ValueError(f"{name} isn't called by {type(net).__name__} as a module")
-
-
-def _in_order(net: nn.Module, blocks: Sequence[str], images: Tensor) -> list[str]:
-    """Names as the forward pass comes to them."""
-    calls: list[str] = []
-    hooks = [net.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name)) for name in blocks]
-    try:
-        with evaluating(net):
-            net(images)
+            yield
     finally:
         for hook in hooks:
             hook.remove()
-    for name in blocks:
-        if calls.count(name) != 1:
-            raise ValueError(f"{name} is called {calls.count(name)} times: only a block called once can be replaced")
-    return calls
+
+
+class _Sample:
+    """Which of a layer's outputs are looked at: so many places of each image, by chance, the same on every call."""
+
+    def __init__(self, number: int, layer: nn.Module, images: int) -> None:
+        self.number, self.layer = number, layer
+        self.each = math.ceil(ENOUGH * (layer.weight[0].numel() + 1) / images)
+
+    def of_inputs(self, x: Tensor, part: int) -> Tensor:
+        """(rows, numbers): all that the outputs at these places read."""
+        if isinstance(self.layer, nn.Linear):
+            return self._rows(x.reshape(len(x), -1, x.shape[-1]), part)
+        geometry = {name: getattr(self.layer, name) for name in ("dilation", "padding", "stride")}
+        columns = [F.unfold(some, self.layer.kernel_size, **geometry).transpose(1, 2) for some in x.split(8)]
+        return self._rows(columns, part)
+
+    def of_outputs(self, y: Tensor, part: int) -> Tensor:
+        """(rows, outputs)."""
+        linear = isinstance(self.layer, nn.Linear)
+        return self._rows(y.reshape(len(y), -1, y.shape[-1]) if linear else y.flatten(2).transpose(1, 2), part)
+
+    def _rows(self, values: Tensor | list[Tensor], part: int) -> Tensor:
+        """Of (images, places, numbers)."""
+        chunks = values if isinstance(values, list) else values.split(8)
+        images, places = sum(map(len, chunks)), chunks[0].shape[1]
+        draw = torch.Generator().manual_seed(1_000_003 * self.number + part)
+        order = torch.rand(images, places, generator=draw).argsort(1)[:, : self.each].to(chunks[0].device)
+        taken = [
+            c.gather(1, at[..., None].expand(-1, -1, c.shape[2])) for c, at in zip(chunks, order.split(8), strict=True)
+        ]
+        return torch.cat([t.flatten(0, 1) for t in taken]).double()
 
 
 # --- a block as one layer --------------------------------------------------------------------------
@@ -195,16 +248,15 @@ class _Sums:
         rows: outputs seen so far.
     """
 
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        """Some outputs, for their middle alone: a variance that is small beside the values stays exact."""
-        self._x, self._y, self.rows = x.mean(0), y.mean(0), 0
-        n, outputs = len(self._x) + 1, len(self._y)
-        self._xx, self._xy, self._yy, self._sum = (
-            x.new_zeros(shape) for shape in ((n, n), (n, outputs), outputs, outputs)
-        )
+    rows = 0
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """x: (rows, numbers), y: (rows, outputs)."""
+        if not self.rows:  # their middle: a variance that is small beside the values stays exact
+            self._x, self._y = x.mean(0), y.mean(0)
+            n, outputs = len(self._x) + 1, len(self._y)
+            sizes = (n, n), (n, outputs), outputs, outputs
+            self._xx, self._xy, self._yy, self._sum = (x.new_zeros(size) for size in sizes)
         x, y = torch.cat([x - self._x, torch.ones_like(x[:, :1])], 1), y - self._y
         self._xx += x.T @ x
         self._xy += x.T @ y
@@ -243,30 +295,9 @@ class _Sums:
         return torch.cat([weight, (bias + weight @ self._x - self._y)[:, None]], 1).T
 
 
-def _sums(net: nn.Module, made: nn.Module, block: str, layer: nn.Module, parts: Sequence[Tensor]) -> _Sums:
-    name = next(name for name, module in made.named_modules() if module is layer)
-    sums = None
-    for part in parts:
-        for x, y in _pairs(layer, _seen(made, name, part)[0][0], _seen(net, block, part)[1]):
-            sums = sums or _Sums(x, y)
-            sums.add(x, y)
-    return sums
-
-
-def _pairs(layer: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of a regression, some images at a time: all that an output of the layer reads, and what it should be."""
-    if isinstance(layer, nn.Linear):
-        yield x.reshape(-1, x.shape[-1]).double(), y.reshape(-1, y.shape[-1]).double()
-        return
-    geometry = {"dilation": layer.dilation, "padding": layer.padding, "stride": layer.stride}
-    for some, out in zip(x.double().split(8), y.double().split(8), strict=True):
-        columns = F.unfold(some, layer.kernel_size, **geometry).transpose(1, 2)
-        yield columns.reshape(-1, columns.shape[-1]), out.flatten(2).transpose(1, 2).reshape(-1, out.shape[1])
-
-
 def _refuse_few(name: str, sums: _Sums, images: int) -> None:
-    if sums.rows < ROWS_FOR_EACH * sums.numbers:
-        more = -(-images * ROWS_FOR_EACH * sums.numbers // sums.rows)
+    if sums.rows < LEAST * sums.numbers:
+        more = -(-images * LEAST * sums.numbers // sums.rows)
         raise ValueError(
             f"{images} images are {sums.rows} outputs of {name}, too few for {sums.numbers} weights each: give {more}"
         )
