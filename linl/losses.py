@@ -31,6 +31,17 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 """Mean over a batch of (output, images, labels)."""
 
 
+def distillation(output: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """How far outputs are from a teacher's: KL divergence of both softened, times T² (Hinton et al., 2015, section 2).
+
+    Args:
+        output, wanted: (N, classes), before the softmax.
+        temperature: T, above 0.
+    """
+    mine, its = (F.log_softmax(logits / temperature, 1) for logits in (output, wanted))
+    return temperature**2 * F.kl_div(mine, its, log_target=True, reduction="batchmean")
+
+
 def pixel_range(data) -> Limits:
     """The values that pixels from 0 to 1 have after a data set's normalization, each (C, 1, 1)."""
     mean, std = (torch.tensor(t).view(-1, 1, 1) for t in (data.mean, data.std))
