@@ -49,8 +49,11 @@ MADE = {
     },
     "benchmarks": {
         "bounds_speed": ["bounds_speed.csv", "bounds_speed.md"],
-        "benchmarks": ["benchmark-units.csv", "benchmark-units.md"],
+        "benchmarks": [
+            "benchmark-units.csv", "benchmark-units.md", "benchmark-again.csv", "benchmark-again.md",
+        ],
         "epoch_speed": ["benchmark-epoch.csv", "benchmark-epoch.md"],
+        "kept_accuracy": ["benchmark-folded.csv", "benchmark-folded.md"],
         "imagenet_cost": ["imagenet_cost.csv", "imagenet_cost.md"],
         "peers": ["benchmark-peers.csv", "benchmark-peers.md", "benchmark-peers-growth.png"],
     },
