@@ -38,10 +38,11 @@ struct BFloat16 {  // the upper half of a float
   static Vector<float> read(const uint16_t* p) {
     return (Vector<float>)(__builtin_convertvector(Plain<uint16_t>::read(p), Bits) << 16);
   }
-  static void write(uint16_t* p, Vector<float> v) {  // to the nearest, ties to even; NaN stays NaN
+  // To the nearest, ties to even. NaN stays NaN without being asked for: here it comes from a bfloat16 or from `all`, so
+  // its lower half is 0 and what rounding adds can't carry into the exponent.
+  static void write(uint16_t* p, Vector<float> v) {
     const Bits bits = (Bits)v, rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-    const Bits kept = v == v ? rounded : rounded * 0 + 0x7FC0u;
-    Plain<uint16_t>::write(p, __builtin_convertvector(kept, Vector<uint16_t>));
+    Plain<uint16_t>::write(p, __builtin_convertvector(rounded, Vector<uint16_t>));
   }
 };
 
@@ -51,7 +52,7 @@ struct Kernels {
   using W = typename Kind::Wide;
   using V = Vector<W>;
 
-  static V all(double value) { return V{} + W(value); }
+  static V all(double value) { return V{} + W(value == value ? value : __builtin_nan("")); }
 
   static void forward_lanes(const T* x, T* y, V a, V b) {
     const V v = Kind::read(x);
