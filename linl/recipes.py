@@ -169,4 +169,8 @@ def recipe(name: str, epochs: int | None = None, **changes) -> Recipe:
             raise ValueError(f"{setting} = {getattr(made, setting)}: must be at least 0")
     if not 0 <= made.distill <= 1 or not made.temperature > 0:
         raise ValueError(f"distill = {made.distill}, temperature = {made.temperature}: from 0 to 1, and above 0")
+    if made.distill and made.loss != "cross_entropy":
+        raise ValueError(
+            f"distill = {made.distill} with loss = {made.loss!r}: a teacher's outputs are taken as classes"
+        )
     return made

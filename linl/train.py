@@ -224,8 +224,10 @@ class _Teacher:
         if has_convolutions(self.net):
             self.net.to(memory_format=torch.channels_last)
         self.settings, self.where, self.precision = settings, where, precision
-        values = [t.detach().double().sum().item() for t in net.state_dict().values()]
-        self.fingerprint = hashlib.sha256(repr(values).encode()).hexdigest()[:8]
+        digest = hashlib.sha256()
+        for values in net.state_dict().values():
+            digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        self.fingerprint = digest.hexdigest()[:8]
 
     def mixed(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
         """The batch's loss, with the distance to the teacher's outputs as its share."""

@@ -69,6 +69,7 @@ def test_the_schedule_of_activating_while_pruning():
     [
         ("linlnet", {"optimizer": "adam"}, "optimizer = 'adam': choose from sgd, adamw"),
         ("linlnet", {"distill": 1.5}, "distill = 1.5, temperature = 2.0: from 0 to 1, and above 0"),
+        ("linlnet", {"distill": 1.0, "loss": "reconstruction"}, "distill = 1.0 with loss = 'reconstruction'"),
         ("linlnet", {"temperature": 0.0}, "temperature = 0.0: from 0 to 1, and above 0"),
         ("linnet", {}, r"unknown recipe 'linnet': choose from linlnet"),
         ("linlnet", {"epochs": 0}, "epochs = 0: must be at least 1"),
