@@ -35,7 +35,7 @@ from linl.epochs import Epoch, take_up_chance
 from linl.files import atomic
 from linl.graph import clone, evaluating
 from linl.losses import ADVERSARIES, LOSSES, distillation, l1, pixel_range, stability
-from linl.recipes import RECIPES, Recipe, recipe  # noqa: F401 - offered here too
+from linl.recipes import OPTIMIZERS, RECIPES, Recipe, recipe  # noqa: F401 - offered here too
 from linl.units import fuse_kernels_, nonlinearity, param_groups, penalty, project_
 from linl.worlds import World, world
 
@@ -138,7 +138,7 @@ def fit(
         net.to(memory_format=torch.channels_last)
     fuse_kernels_(net, fused_units)
     groups = param_groups(net, settings.lr, settings.unit_lr, settings.weight_decay, settings.unit_weight_decay)
-    optimizer = _OPTIMIZERS[settings.optimizer](groups, settings)
+    optimizer = OPTIMIZERS[settings.optimizer](groups, settings)
     teacher = _Teacher(teacher, settings, where, precision) if teacher is not None else None
     peaks = [group["lr"] for group in optimizer.param_groups]
     identity = {**settings.identity(), "seed": seed, "data": data.fingerprint()}
@@ -207,13 +207,6 @@ def _one_epoch(
         saving.within(current, settings)
     _refuse_nan(current, settings)
     return current.row(optimizer.param_groups[0]["lr"], classifies)
-
-
-# One pass over weights, gradients and moments: AlexNet in a seventh of torch's default time on two cores.
-_OPTIMIZERS = {
-    "sgd": lambda groups, settings: torch.optim.SGD(groups, momentum=settings.momentum, fused=True),
-    "adamw": lambda groups, settings: torch.optim.AdamW(groups, fused=True),
-}
 
 
 class _Teacher:
