@@ -23,6 +23,7 @@ from linl import (
     regions,
     results,
     signals,
+    sliders,
     stability,
     tables,
     train,
@@ -67,5 +68,5 @@ __all__ = [
     "fuse_kernels_", "graph", "guard", "harden", "harden_masks", "linearize", "losses", "masks", "measure",
     "merge", "models", "nonlinearity", "notebooks", "pad_first", "param_groups", "penalty", "planning",
     "project_", "prune", "prune_cycles", "pruning", "refit", "regions", "results", "shallow", "shrink",
-    "signals", "stability", "tables", "train", "units", "verify", "verify_stability", "weights",
+    "signals", "sliders", "stability", "tables", "train", "units", "verify", "verify_stability", "weights",
 ]  # fmt: skip

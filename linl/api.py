@@ -33,6 +33,7 @@ MODULES = {
     "devices": ("pick_device", "pick_precision"),
     "results": ("parameters", "begin", "Run", "runs", "paper", "mean_sd", "machine", "versions", "write_figure"),
     "tables": ("Tables", "settings", "lines", "newest", "unfolded"),
+    "sliders": ("picture",),
     "notebooks": ("run_here", "notebook_defaults"),
 }
 """Public functions and classes by module, in the order of a study."""

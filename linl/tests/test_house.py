@@ -104,6 +104,7 @@ ORDER = [
     "pruning_faults",
     "errata",
     "api",
+    "sliders",
     "notebooks",
     "engine",
     "study",

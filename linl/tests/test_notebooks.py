@@ -42,6 +42,13 @@ def test_committed_notebooks_are_clean(path):
     assert 8 <= len(content["cells"]) <= 64
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_no_notebook_makes_papermill_wait_for_ever(path):
+    """As Output widgets now and then do (nbclient's issue 312); `linl.sliders.picture` doesn't."""
+    code = "\n".join("".join(cell["source"]) for cell in cells(path))
+    assert not re.search(r"\b(interact|interactive|interactive_output|interact_manual|Output)\b", code)
+
+
 @pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p not in TEACHING], ids=name)
 def test_parameters_are_annotated_literals_with_a_comment(path):
     tagged = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
@@ -54,9 +61,10 @@ def test_parameters_are_annotated_literals_with_a_comment(path):
 
 
 def papermill(notebook, out, *parameters):
+    """A notebook that hasn't come to its end in ten minutes is stopped: `subprocess.TimeoutExpired` names it."""
     return subprocess.run(
         [sys.executable, "-m", "papermill", str(notebook), str(out), "--no-progress-bar", *parameters],
-        capture_output=True, text=True, check=False, cwd=out.parent,
+        capture_output=True, text=True, check=False, cwd=out.parent, timeout=600,
     )  # fmt: skip
 
 
