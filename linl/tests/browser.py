@@ -45,7 +45,7 @@ def say(text):
 def test_a_lesson(path, lab, folder):
     """Runs from top to bottom; every slider changes its picture; nothing on the page is wrong before or after."""
     promised = sum(len(re.findall(r"\w*Slider\(", "".join(cell["source"]))) for cell in cells(path))
-    with lab.open(f"teach/{path.name}", folder / path.stem) as notebook:
+    with lab.open(str(path.relative_to(PROJECT / "notebooks")), folder / path.stem) as notebook:
         begun = time.monotonic()
         notebook.run()
         took = time.monotonic() - begun

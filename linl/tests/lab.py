@@ -187,6 +187,8 @@ NEXT = """panel => {
 }"""
 MESSAGES = "application/vnd.jupyter.error", "application/vnd.jupyter.stderr"
 FORMULAS = "mjx-merror"
+IN_WIDGETS = ".jp-Notebook .jupyter-widgets .jp-OutputArea-output img, .jp-Notebook img.jupyter-widgets"
+"""Pictures that no cell's output holds: in an Output widget, or `linl.sliders.picture`'s."""
 
 
 @dataclass
@@ -259,7 +261,7 @@ class Notebook:
         if now["left"]:
             found.append(f"{now['left']} cells were not run")
         shown = self.pictures().all()
-        in_widgets = self.page.locator(".jp-Notebook .jupyter-widgets .jp-OutputArea-output img").count()
+        in_widgets = self.page.locator(IN_WIDGETS).count()
         if len(shown) - in_widgets != now["pictures"]:
             found.append(f"{len(shown) - in_widgets} pictures are shown, the notebook holds {now['pictures']}")
         for number, picture in enumerate(shown, 1):

@@ -57,6 +57,12 @@ MADE = {
         "imagenet_cost": ["imagenet_cost.csv", "imagenet_cost.md"],
         "peers": ["benchmark-peers.csv", "benchmark-peers.md", "benchmark-peers-growth.png"],
     },
+    "targets": {
+        "benchmarks": ["benchmark-targets.csv", "benchmark-targets.md"],
+        **dict.fromkeys(
+            ("epoch_speed", "linlnet", "peers", "kept_accuracy", "last_layer", "bounds_speed", "stability"), ()
+        ),
+    },
     "reproduction": {
         "linlnet": ["reproduction.csv", "reproduction.md", "reproduction.png"],
         **dict.fromkeys(("last_layer", "layer_folding", "stability", "regions", "activating_pruning"), ()),
@@ -248,7 +254,8 @@ def test_a_part_makes_its_tables_alone(part, shell, tmp_path, capsys):
     for table in (tmp_path / "out").glob("*.csv"):
         rows = pd.read_csv(table, dtype=str, keep_default_na=False)
         assert len(rows), table.name
-        told = rows[rows["run"] != ""] if part == "reproduction" else rows  # which has rows that no run made
+        judged = part in ("reproduction", "targets")  # which have rows that no run made
+        told = rows[rows["run"] != ""] if judged else rows
         seeds = set(told.get("seeds", ["2"])) - ({"1"} if part == "reproduction" else set())
         assert seeds == {"2"}, f"{table.name}: a setting's seeds are one row"
         assert set(told["run"]) == {"key"}, f"{table.name}: each row names its run"
@@ -260,7 +267,7 @@ def test_the_whole_is_all_its_parts(shell, tmp_path):
     names = notebooks.run_here(WHOLE, out_dir=str(tmp_path / "out"))
     wanted = sorted([*MADE["blocks"]["fold_pays"], *MADE["layer_folding"]["layer_folding"],
                      *MADE["reproduction"]["linlnet"],
-                     *MADE["benchmarks"]["benchmarks"], *MADE["runs"]["fold_pays"], *FROM_CODE["errata"]])  # fmt: skip
+                     *MADE["benchmarks"]["benchmarks"], *MADE["targets"]["benchmarks"], *MADE["runs"]["fold_pays"], *FROM_CODE["errata"]])  # fmt: skip
     assert (tmp_path / "out" / "index.md").read_text() == "".join(f"- [{name}]({name})\n" for name in wanted)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*wanted, "index.md"])
     assert dict(names["counts"]) == {"benchmarks": 2, "fold_pays": 2, "layer_folding": 2}
