@@ -17,6 +17,7 @@ ORDER = [
     "native",
     "kernels",
     "devices",
+    "small_images",
     "graph",
     "masks",
     "units",

@@ -267,7 +267,8 @@ def test_the_whole_is_all_its_parts(shell, tmp_path):
     names = notebooks.run_here(WHOLE, out_dir=str(tmp_path / "out"))
     wanted = sorted([*MADE["blocks"]["fold_pays"], *MADE["layer_folding"]["layer_folding"],
                      *MADE["reproduction"]["linlnet"],
-                     *MADE["benchmarks"]["benchmarks"], *MADE["targets"]["benchmarks"], *MADE["runs"]["fold_pays"], *FROM_CODE["errata"]])  # fmt: skip
+                     *MADE["benchmarks"]["benchmarks"], *MADE["targets"]["benchmarks"],
+                     *MADE["runs"]["fold_pays"], *FROM_CODE["errata"]])  # fmt: skip
     assert (tmp_path / "out" / "index.md").read_text() == "".join(f"- [{name}]({name})\n" for name in wanted)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*wanted, "index.md"])
     assert dict(names["counts"]) == {"benchmarks": 2, "fold_pays": 2, "layer_folding": 2}

@@ -1,0 +1,84 @@
+"""Kernels' gradients in one product: the same sums, and everything as before afterwards."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from linl.small_images import kernel_gradient, one_product_where_images_are_small
+
+CPU = torch.device("cpu")
+KERNELS, STRIDES, PADDINGS = ((1, 1), (3, 3), (3, 1)), ((1, 1), (2, 2), (1, 2)), ((0, 0), (1, 1), (2, 0))
+
+
+@pytest.mark.parametrize("kernel, stride, padding", itertools.product(KERNELS, STRIDES, PADDINGS))
+def test_the_product_is_the_gradient(kernel, stride, padding):
+    x = torch.randn(3, 5, 6, 5, dtype=torch.float64)
+    weight = torch.randn(4, 5, *kernel, dtype=torch.float64, requires_grad=True)
+    y = F.conv2d(x, weight, None, stride, padding)
+    g = torch.randn_like(y)
+    y.backward(g)
+    got = kernel_gradient(x, g, kernel, stride, padding)
+    assert got.shape == weight.shape and (got - weight.grad).abs().max() < 1e-10
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU(),
+        nn.Conv2d(16, 8, 1, stride=2), nn.Flatten(), nn.Linear(32, 4),
+    )  # fmt: skip
+
+
+def gradients(net, x, quick):
+    with (
+        one_product_where_images_are_small(net, CPU, "bf16" if quick else "fp32"),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        loss = F.cross_entropy(net(x).float(), torch.arange(len(x)) % 4)
+    loss.backward()
+    return {name: p.grad for name, p in net.named_parameters()}
+
+
+def test_a_networks_gradients_are_those_of_torch_but_for_rounding():
+    net, x = network(), torch.randn(16, 3, 8, 8)  # outputs of 8×8, 4×4, 4×4, 4×4 and 2×2 pixels
+    exact = copy.deepcopy(net).double()
+    F.cross_entropy(exact(x.double()), torch.arange(16) % 4).backward()
+    torchs, ours = gradients(copy.deepcopy(net), x, False), gradients(copy.deepcopy(net), x, True)
+    assert any(not torch.equal(torchs[name], ours[name]) for name in torchs), "ours was asked"
+    for name, p in exact.named_parameters():
+        right = p.grad
+        apart = {
+            who: ((g[name] - right).norm() / right.norm()).item() for who, g in (("torch", torchs), ("linl", ours))
+        }
+        assert ours[name].dtype == torch.float32 and apart["linl"] <= 1.5 * apart["torch"] + 1e-3, (name, apart)
+
+
+def test_evaluation_and_float32_are_torchs_own_and_nothing_stays():
+    net, x = network(), torch.randn(4, 3, 8, 8)
+    before, names = net(x), set(net.state_dict())
+    with one_product_where_images_are_small(net, CPU, "bf16"):
+        assert torch.equal(net(x), before), "float32, outside of autocast"
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            inside = net(x)
+        assert set(net.state_dict()) == names
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(net(x), inside)
+    assert not any("_conv_forward" in vars(module) for module in net.modules())
+
+
+def test_it_is_undone_after_an_error():
+    net = network()
+    with pytest.raises(ZeroDivisionError), one_product_where_images_are_small(net, CPU, "bf16"):
+        1 / 0
+    assert not any("_conv_forward" in vars(module) for module in net.modules())
+
+
+@pytest.mark.parametrize("device, precision", [("cpu", "fp32"), ("meta", "bf16")])
+def test_elsewhere_nothing_is_changed(device, precision):
+    net = network()
+    with one_product_where_images_are_small(net, torch.device(device), precision):
+        assert not any("_conv_forward" in vars(module) for module in net.modules())
