@@ -23,6 +23,7 @@ from linl import (
     regions,
     results,
     signals,
+    sites,
     sliders,
     stability,
     tables,
@@ -68,5 +69,5 @@ __all__ = [
     "fuse_kernels_", "graph", "guard", "harden", "harden_masks", "linearize", "losses", "masks", "measure",
     "merge", "models", "nonlinearity", "notebooks", "pad_first", "param_groups", "penalty", "planning",
     "project_", "prune", "prune_cycles", "pruning", "refit", "regions", "results", "shallow", "shrink",
-    "signals", "sliders", "stability", "tables", "train", "units", "verify", "verify_stability", "weights",
+    "signals", "sites", "sliders", "stability", "tables", "train", "units", "verify", "verify_stability", "weights",
 ]  # fmt: skip

@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 from linl.chains import Chains, find
 from linl.checking import shown
 from linl.folding import prepared, refuse_units
-from linl.graph import Site, activation_sites, evaluating, input_of, trace
+from linl.graph import evaluating, input_of, trace
 from linl.planning import OBJECTIVES, Cost, Step, plan
 from linl.reports import pair_reasons
+from linl.sites import Site, activation_sites
 from linl.timing import layer_timer
 
 GAINS = ["layers", "numbers", "macs", "ms"]

@@ -18,7 +18,8 @@ import pandas as pd
 import torch
 from torch import Tensor, fx, nn
 
-from linl.graph import activation_sites, evaluating, trace
+from linl.graph import evaluating, trace
+from linl.sites import activation_sites
 
 _LINEAR = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 ROUNDS = 5  # of measuring each network in turn

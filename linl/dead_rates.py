@@ -29,8 +29,9 @@ from torch import Tensor, fx, nn
 
 from linl.checking import shown
 from linl.folding import refuse_other_function
-from linl.graph import Site, activation_sites, evaluating, input_of, is_norm_act, shapes, trace
+from linl.graph import evaluating, input_of, is_norm_act, shapes, trace
 from linl.masks import LAYERS, harden_masks
+from linl.sites import Site, activation_sites
 from linl.states import Stability
 
 RATES = ("dynamic", "static", "observed")

@@ -15,8 +15,9 @@ import operator
 import torch
 from torch import Tensor, fx, nn
 
-from linl.graph import activation_sites, input_of, is_norm_act
+from linl.graph import input_of, is_norm_act
 from linl.masks import LAYERS
+from linl.sites import activation_sites
 
 _SUMS = {operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "add_", "sub", "sub_"}
 _PASSES = {torch.flatten, torch.reshape, torch.mean, "flatten", "reshape", "view", "mean", "contiguous"}

@@ -14,13 +14,14 @@ from torch import Tensor, fx, nn
 
 from linl import affine
 from linl.affine import Affine, CannotMerge
-from linl.graph import activation_sites, clone, input_of, shapes, trace, works_in_place
+from linl.graph import clone, input_of, shapes, trace
 from linl.masks import refuse_masks
 from linl.merge import merge
 from linl.operations import Reader, attribute
 from linl.pieces import pieces_of
 from linl.program import Bend, Conv, Dense, MaxPool, Op, Program, Reshape, Sum
 from linl.rewriting import called, open_
+from linl.sites import activation_sites, works_in_place
 
 
 class NoBoundRule(ValueError):  # noqa: N818 - an answer, not a fault

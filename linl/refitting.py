@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from linl.checking import shown
 from linl.folding import fold, refuse_unfinished
-from linl.graph import activation_sites, clone, evaluating, trace
+from linl.graph import clone, evaluating, trace
 from linl.padding import pad_first
 from linl.rewriting import neutral_norm
+from linl.sites import activation_sites
 from linl.units import harden, linearize
 
 LEAST, ENOUGH = 4, 200

@@ -20,8 +20,9 @@ from torch import Tensor, fx, nn
 from linl.channels import Channels, Layer, Value
 from linl.checking import difference, shown, values
 from linl.folding import ROUNDING, finish_, refuse_example, refuse_other_function
-from linl.graph import activation_sites, example_for, free_name, input_of, replace_activations, shapes, trace
+from linl.graph import example_for, free_name, input_of, shapes, trace
 from linl.masks import LAYERS, harden_masks
+from linl.sites import activation_sites, replace_activations
 
 
 @dataclass(frozen=True)

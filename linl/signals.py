@@ -27,7 +27,8 @@ from torch import Tensor, fx, nn
 
 from linl.boxes import Box
 from linl.dead_rates import dead_rate
-from linl.graph import Site, activation_sites, evaluating, input_of, trace
+from linl.graph import evaluating, input_of, trace
+from linl.sites import Site, activation_sites
 from linl.stability import analyse
 from linl.units import harden, linearize, units_of
 

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from linl.graph import activation_sites, clone, example_for, replace_activations, shapes, trace
+from linl.graph import clone, example_for, shapes, trace
 from linl.kernels import two_slope
+from linl.sites import activation_sites, replace_activations
 
 
 class Unit(nn.Module):

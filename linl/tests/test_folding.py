@@ -46,7 +46,7 @@ NAMES = ["mlp", "alexnet", "vgg16", "resnet18", "mobilenetv2", "efficientnet_lit
 @pytest.mark.parametrize("name", NAMES)
 def test_our_networks_fold_exactly(name):
     net = linl.models.create(name, width=0.125)
-    count = len(linl.graph.activation_sites(linl.graph.trace(net)))
+    count = len(linl.sites.activation_sites(linl.graph.trace(net)))
     hard = hardened(net, {0, count // 2, count - 1})
     side = 16 if name in ("mobilenetv2", "efficientnet_lite0") else 32  # depthwise float64 is slow
     x = torch.randn(2, 3, side, side, dtype=D)

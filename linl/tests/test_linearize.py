@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import linl
-from linl.graph import UntraceableError, activation_sites, trace
+from linl.graph import UntraceableError, trace
+from linl.sites import activation_sites
 from linl.units import units_of
 
 

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 import linl
-from linl.graph import activation_sites, trace
+from linl.graph import trace
 from linl.models import InputSizeError, create
+from linl.networks import OptionA
+from linl.sites import activation_sites
 
 SHARED_WEIGHTS = "weights/cifar10/akamaster_resnet20-12fca82f.th"
 
@@ -95,7 +97,7 @@ def test_grey_images_and_widths():
 
 def test_option_a_shortcut():
     x = torch.arange(32.0).view(1, 2, 4, 4)
-    y = linl.models.OptionA(2, 2)(x)
+    y = OptionA(2, 2)(x)
     assert y.shape == (1, 4, 2, 2)
     assert torch.equal(y[:, 1:3], x[:, :, ::2, ::2]) and not y[:, [0, 3]].any()
 
