@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+KINDS = ("cpu", "cuda")
+"""Devices whose peak can be told."""
+
 
 def peak(call: Callable[[], Any], device: torch.device | str = "cpu") -> int:
     """The most bytes of tensors that are there at once during a call, beyond those that were there before it.
@@ -26,8 +29,13 @@ def peak(call: Callable[[], Any], device: torch.device | str = "cpu") -> int:
         device: where its tensors are.
 
     Returns: bytes.
+
+    Raises:
+        ValueError: a device that is neither.
     """
-    if torch.device(device).type == "cuda":
+    if (kind := torch.device(device).type) not in KINDS:
+        raise ValueError(f"the peak on {kind!r} isn't known: only {' and '.join(KINDS)} tell it")
+    if kind == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from linl.inits import INITS
-from linl.networks import MLP, VGG, AlexNet, Autoencoder, InputSizeError, ResNet, Size, scaled
+from linl.networks import MLP, VGG, AlexNet, Autoencoder, BasicBlock, InputSizeError, OptionA, ResNet, Size, scaled  # noqa: F401 - found here too
 from linl.weights import archived, is_archive, load_weights_
 
 # --- makers: (input_size, num_classes, width, **options) -> nn.Module ------------------------------

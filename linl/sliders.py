@@ -15,10 +15,13 @@ def picture(draw: Callable[..., Any], sliders: Mapping[str, Any]):
     where the picture was.
 
     Args:
-        draw: called with every slider's value by name; draws on matplotlib's current figure, or makes one.
+        draw: called with every slider's value by name; draws on matplotlib's current figure, a new one, or makes one.
         sliders: ipywidgets by the name that `draw` knows them by.
 
     Returns: an `ipywidgets.VBox`, for `display(*sliders.values(), …)`.
+
+    Raises:
+        ValueError: nothing was drawn.
     """
     import ipywidgets
 
@@ -44,8 +47,11 @@ def _png(draw: Callable[..., Any], sliders: Mapping[str, Any]) -> bytes:
     from IPython.core.pylabtools import print_figure
 
     others = set(plt.get_fignums())
+    plt.figure()  # for a function that draws on whatever is there: not on a figure of the cell's
     try:
         draw(**{name: slider.value for name, slider in sliders.items()})
+        if not plt.gcf().axes:
+            raise ValueError("the function has drawn nothing on matplotlib's current figure")
         return print_figure(plt.gcf(), fmt="png")
     finally:
         for number in set(plt.get_fignums()) - others:

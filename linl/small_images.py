@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ def one_product_where_images_are_small(net: nn.Module, device: torch.device, pre
     if device.type == "cpu" and precision == "bf16":
         changed = [module for module in net.modules() if _plain(module)]
     for module in changed:
-        module._conv_forward = functools.partial(_forward, module)
+        module._conv_forward = _Forward(module)
     try:
         yield
     finally:
@@ -34,10 +35,24 @@ def one_product_where_images_are_small(net: nn.Module, device: torch.device, pre
             del module._conv_forward
 
 
+@dataclass(frozen=True)
+class _Forward:
+    """Stands in for a module's own forward pass; a copy of the module, or a file of it, has torch's instead."""
+
+    module: nn.Conv2d
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _forward(self.module, x, weight, bias)
+
+    def __reduce__(self):
+        return functools.partial, (nn.Conv2d._conv_forward, self.module)
+
+
 def _plain(module: nn.Module) -> bool:
     """A convolution over all channels, its kernel dense and at most 3 wide, its border zeros of a stated width."""
     return (
         type(module) is nn.Conv2d
+        and "_conv_forward" not in vars(module)  # somebody's own, or ours already
         and module.groups == 1
         and module.dilation == (1, 1)
         and max(module.kernel_size) <= 3
@@ -53,8 +68,13 @@ def _forward(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) 
             x.shape[-2:], module.padding, module.kernel_size, module.stride, strict=True
         )
     ]
-    trained = torch.is_autocast_enabled("cpu") and torch.is_grad_enabled() and weight.requires_grad
-    if not trained or x.dim() != 4 or sides[0] * sides[1] > (PIXELS if module.stride == (1, 1) else PIXELS_APART):
+    mixed = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
+    trained = torch.is_grad_enabled() and weight.requires_grad
+    if (
+        not (mixed and trained)
+        or x.dim() != 4
+        or sides[0] * sides[1] > (PIXELS if module.stride == (1, 1) else PIXELS_APART)
+    ):
         return nn.Conv2d._conv_forward(module, x, weight, bias)
     y = _OneProduct.apply(x.bfloat16(), weight.bfloat16(), module.stride, module.padding)
     return y if bias is None else y + bias.bfloat16()[:, None, None]

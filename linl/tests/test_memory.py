@@ -68,3 +68,8 @@ def test_the_profilers_log_isnt_heard_and_others_are_again(capfd):
     assert capfd.readouterr().err == ""
     os.write(2, b"heard")
     assert capfd.readouterr().err == "heard"
+
+
+def test_a_device_that_does_not_tell_is_refused():
+    with pytest.raises(ValueError, match="'mps' isn't known: only cpu and cuda"):
+        peak(new, "mps")

@@ -65,3 +65,15 @@ def test_a_figure_that_was_open_stays_open():
     other = plt.figure()
     picture(draw, {"height": FloatSlider(value=1, max=3), "width": FloatSlider(value=1)})
     assert plt.get_fignums() == [other.number]
+
+
+def test_a_function_that_draws_on_what_is_there_leaves_the_cells_figure_alone():
+    other, ax = plt.subplots()
+    widget = picture(lambda height: plt.plot([0, height]), {"height": FloatSlider(value=1)})
+    assert not ax.lines and plt.get_fignums() == [other.number] and shown(widget).std() > 0
+
+
+def test_a_function_that_draws_nothing_is_told_so():
+    with pytest.raises(ValueError, match="has drawn nothing"):
+        picture(lambda height: plt.figure(), {"height": FloatSlider(value=1)})
+    assert plt.get_fignums() == []

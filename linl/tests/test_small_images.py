@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import linl
+from linl import small_images
 from linl.small_images import kernel_gradient, one_product_where_images_are_small
 
 CPU = torch.device("cpu")
@@ -82,3 +84,70 @@ def test_elsewhere_nothing_is_changed(device, precision):
     net = network()
     with one_product_where_images_are_small(net, torch.device(device), precision):
         assert not any("_conv_forward" in vars(module) for module in net.modules())
+
+
+def marked(net):
+    return [module for module in net.modules() if "_conv_forward" in vars(module)]
+
+
+def test_one_within_another_and_a_forward_pass_of_somebodys_own():
+    net = network()
+    own = net[2]._conv_forward = lambda x, weight, bias: x
+    with one_product_where_images_are_small(net, CPU, "bf16"):
+        assert marked(net) == [net[0], net[2], net[4], net[8]]
+        with one_product_where_images_are_small(net, CPU, "bf16"):
+            pass
+        assert marked(net) == [net[0], net[2], net[4], net[8]]
+    assert marked(net) == [net[2]] and net[2]._conv_forward is own
+
+
+def test_a_copy_made_inside_is_torchs_own(tmp_path):
+    net, x = network(), torch.randn(4, 3, 8, 8)
+    with one_product_where_images_are_small(net, CPU, "bf16"):
+        copied = copy.deepcopy(net)
+        torch.save(net, tmp_path / "net.pt")
+    saved = torch.load(tmp_path / "net.pt", weights_only=False)  # this test's own file
+    assert b"small_images" not in (tmp_path / "net.pt").read_bytes()
+    for other in (copied, saved):
+        for module in other.modules():
+            module.requires_grad_(True)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = other(x)
+        assert "OneProduct" not in seen(y.grad_fn) and torch.equal(other(x), net(x))
+
+
+def seen(node, found=None):
+    """Names of the backward pass."""
+    found = set() if found is None else found
+    if node is not None and node not in found:
+        found.add(node)
+        for before, _ in node.next_functions:
+            seen(before, found)
+    return " ".join(str(type(one).__name__) for one in found)
+
+
+def test_only_bf16_is_ours_and_only_what_is_trained():
+    net, x = network(), torch.randn(4, 3, 8, 8)
+    with one_product_where_images_are_small(net, CPU, "bf16"):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert "OneProduct" in seen(net(x).grad_fn)
+        with torch.autocast("cpu", torch.float16):
+            assert "OneProduct" not in seen(net(x).grad_fn)
+        for module in (net[2], net[4], net[8]):
+            module.weight.requires_grad_(False)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert "OneProduct" not in seen(net(x).grad_fn)
+
+
+def test_training_uses_it(monkeypatch):
+    """And ends with the network as it was."""
+    called = []
+    real = small_images.kernel_gradient
+    monkeypatch.setattr(small_images, "kernel_gradient", lambda *given: called.append(1) or real(*given))
+    digits = linl.data.load("digits", limit=64)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=4), nn.Flatten(), nn.Linear(16, 10))
+    how = {"device": "cpu", "verbose": False}
+    linl.train.fit(net, digits, linl.train.recipe("linlnet-digits", epochs=1), precision="fp32", **how)
+    assert not called
+    linl.train.fit(net, digits, linl.train.recipe("linlnet-digits", epochs=1), precision="bf16", **how)
+    assert called and not marked(net)

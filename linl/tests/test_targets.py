@@ -80,68 +80,112 @@ def raced(accuracy=0.945, seconds=60.0, gpu="a GPU", seeds=5):
 
 
 def test_seconds_to_an_accuracy_count_on_a_gpu_only_with_all_seeds():
-    def words(done):
-        return [row["reached"] for row in targets.seconds_to(done)]
+    def words(*runs):
+        return [row["reached"] for row in targets.seconds_to(pd.concat(runs))]
 
     assert words(raced()) == ["yes", "no"], "LiNLUs at 93 %"
     assert words(raced(gpu="")) == ["not run", "not run"]
     assert words(raced(seeds=4)) == ["no", "no"]
     assert words(raced(seconds=121.0)) == ["no", "no"]
     assert words(raced(accuracy=0.939)) == ["no", "no"]
+    longer = raced(accuracy=0.95, seconds=9000.0, seeds=5).assign(key="paper", finished="2")
+    assert words(raced(), longer)[0] == "yes", "a longer schedule, later, takes nothing away"
 
 
 def test_a_folded_network_must_be_fast_in_every_way_and_keep_its_accuracy():
-    def words(times, score):
-        network = "blocks 1"
-        found = [{"network": network, "way": way, "times": t} for way, t in zip("ab", times, strict=True)]
-        run = {**RUN, "network": "m", "dataset": "d", "image_size": 1, "width": 1.0, "within": 0.5, "times": found}
-        return targets.folded(pd.DataFrame([{**run, "scores": {"as given": 0.9, network: score}}]))[0]["reached"]
+    def judged(*made):
+        scores = {"as given": 0.9, "30% of the channels cut": 0.1}
+        times = []
+        for name, ways, score in made:
+            scores[name] = score
+            times += [{"network": name, "way": way, "times": t} for way, t in zip("ab", ways, strict=True)]
+        run = {**RUN, "network": "m", "dataset": "d", "image_size": 1, "width": 1.0, "within": 0.5, "times": times}
+        return targets.folded(pd.DataFrame([{**run, "scores": scores}]))[0]
+
+    def words(ways, score):
+        return judged(("blocks 1", ways, score))["reached"]
 
     assert words((1.5, 1.4), 0.896) == "yes"
     assert words((1.5, 1.39), 0.896) == "no"
     assert words((1.5, 1.4), 0.894) == "no"
+    two = judged(("blocks 1", (1.5, 1.45), 0.896), ("blocks 1 2", (1.9, 1.8), 0.8))
+    assert two["reached"] == "yes" and "(blocks 1)" in two["measured"], "the best that kept its accuracy"
+    assert judged()["reached"] == "not run" and judged()["run"] == ""
+
+
+def test_the_last_layer():
+    case = {"network": "alexnet", "side": 224, "width": 1.0, "parameters_before": 1000.0}
+    for after, word in ((731.0, "yes"), (700.0, "no")):
+        (row,) = targets.last_layer(pd.DataFrame([{**RUN, "cases": [{**case, "parameters_after": after}]}]))
+        assert row["reached"] == word and row["run"] == "1"
+    (row,) = targets.last_layer(pd.DataFrame([{**RUN, "cases": [{**case, "side": 32, "parameters_after": 1.0}]}]))
+    assert row["reached"] == "not run"
 
 
 def test_bounds_need_time_and_tightness():
-    def words(ms, width):
+    def words(ms, width, deep=1.0):
         case = {"domain": "d", "bounds": "auto_LiRPA, CROWN, float64", "ms": 2.0, "output": 1.0}
         cases = [case, {**case, "bounds": "linl, CROWN, float64", "ms": ms, "output": width}]
-        rows = reached(targets.bounds(pd.DataFrame([{**RUN, "dataset": "d", "hidden": "1", "cases": cases}])))
-        assert rows.pop("CROWN, float32, × its time") == "not run"
-        return rows["CROWN, float64, × its time"], rows["CROWN, float64, width of the outputs"]
+        residual = [{"bounds": f"{who}, float32", "ms": t, "output": 1.0}
+                    for who, t in (("linl, intervals", deep), ("auto_LiRPA, IBP", 2.0))]  # fmt: skip
+        run = {**RUN, "dataset": "d", "hidden": "1", "cases": cases, "residual": residual}
+        rows = reached(targets.bounds(pd.DataFrame([run])))
+        assert rows["CROWN, float32, × its time"] == "not run"
+        names = "CROWN, float64, × its time", "CROWN, float64, width of the outputs", "intervals, float32, × its time"
+        return [rows[name] for name in names]
 
-    assert words(1.9, 1.0) == ("yes", "yes")
-    assert words(2.1, 1.01) == ("no", "no")
+    assert words(1.9, 1.0) == ["yes", "yes", "yes"]
+    assert words(2.1, 1.01, deep=3.0) == ["no", "no", "no"]
+
+
+def peers(*lines):
+    run = pd.DataFrame([{**RUN, "networks": "n", "hidden": "h", "rows": list(lines)}])
+    return {row["what"].partition(":")[0] + row["rival"]: row for row in targets.peers(run)}
+
+
+NORMS = {"part": "norms", "rival": "torch.fx fuse", "targets": [["ours_left", "<=", 0], ["times", ">=", 1]]}
+PLANE = {"part": "regions", "what": "c", "rival": "r", "targets": [["found", ">=", 1]], "found": 1}
+START = {"part": "start", "what": "import torch, linl", "rival": "import torch", "targets": []}
 
 
 def test_peers():
-    one = {
-        "part": "norms",
-        "what": "a",
-        "rival": "torch.fx fuse",
-        "targets": [["ours_left", "<=", 0], ["times", ">=", 1]],
-    }
-    lines = [{**one, "ours_left": 0, "times": 1.2}, {**one, "what": "b", "ours_left": 2, "times": 1.5}]
-    lines.append(
-        {"part": "regions", "what": "c", "rival": "r", "targets": [["found", ">=", 1]], "found": 1, "times": 0.5}
-    )
-    lines.append({"part": "start", "what": "import torch, linl", "rival": "r", "targets": [], "beyond_ms": 1100.0})
-    run = pd.DataFrame([{**RUN, "networks": "n", "hidden": "h", "rows": lines}])
-    words = [(row["measured"], row["reached"]) for row in targets.peers(run)]
-    assert words == [
-        ("1.2 to 1.5 × as fast", "in 1 of 2"), ("", "not run"), ("", "not run"), ("", "not run"),
-        ("0.5 × as fast", "no"), ("1100 ms", "no"),
-    ]  # fmt: skip
+    two = {**NORMS, "what": "a", "ours_left": 0, "times": 1.2}, {**NORMS, "what": "b", "ours_left": 2, "times": 1.5}
+    rows = peers(*two, {**PLANE, "times": 0.5}, {**START, "beyond_ms": 1100.0})
+    norms = rows["every BatchNorm gonetorch.fx fuse"]
+    assert norms["what"] == "every BatchNorm gone: 2 networks" and norms["reached"] == "in 1 of 2"
+    assert norms["measured"] == "BatchNorms left 0.00 to 2.00; × as fast 1.20 to 1.50"
+    assert rows["regions in a planer"]["reached"] == "no", "found, and slower"
+    assert rows["import linl, beyond torch's ownimport torch"]["reached"] == "no"
+    assert sum(row["reached"] == "not run" and row["run"] == row["hardware"] == "" for row in rows.values()) == 3
 
 
-def test_compression_is_judged_by_the_published_share(monkeypatch):
-    """The records' own: neurons are removed as published nearly everywhere."""
+def test_a_rival_that_failed_and_a_start_that_was_not_timed():
+    """As the profile smoke leaves them."""
+    failed = {**NORMS, "what": "a", "ours_left": 0, "ours_ms": 3.0, "note": "it failed"}
+    rows = peers(failed, {**START, "note": "not timed"})
+    norms = rows["every BatchNorm gonetorch.fx fuse"]
+    assert norms["reached"] == "no" and norms["measured"] == "BatchNorms left 0.00"
+    assert rows["import linl, beyond torch's ownimport torch"]["reached"] == "not run"
+
+
+def test_compression_is_judged_where_the_paper_removes_something(monkeypatch):
     monkeypatch.setenv("LINL_RESULTS", str(PROJECT / "results"))
     done = runs("stability", "records", "")
-    neurons, connections = targets.compression(done)
-    assert neurons["reached"].startswith("in ") or neurons["reached"] == "yes"
-    assert connections["reached"] != "not run"
-    none = done.assign(neurons_removed=0.0, connections_removed=0.0)
-    fewer = [int(row["reached"].split()[1]) for row in targets.compression(none)]
-    full = [int(row["reached"].split()[1]) for row in (neurons, connections)]
-    assert all(a < b for a, b in zip(fewer, full, strict=True)), "where the published share is 0, 0 is enough"
+    for row in targets.compression(done):
+        assert row["reached"] != "not run" and "settings" in row["measured"]
+    neurons, _ = targets.compression(done.assign(neurons_removed=0.0))
+    assert neurons["reached"] == "no"
+    all_gone = done.assign(neurons_removed=1.0, connections_removed=1.0)
+    assert [row["reached"] for row in targets.compression(all_gone)] == ["yes", "yes"]
+
+
+def test_figures_of_two_machines_are_not_mixed():
+    slow = {**measured(1.4), "how_gpu": "a GPU"}
+    row = targets.units(pd.DataFrame([measured(1.0), slow]))[0]
+    assert row["measured"] == "1.00 to 1.40" and row["reached"] == "in 4 of 8"
+
+
+def test_a_figure_beside_the_limit_shows_on_which_side_it_is():
+    assert targets.spread([1.005, 1.1024], limit=1.1) == "1.005 to 1.102"
+    assert targets.spread([1.0, 1.1], limit=1.1) == "1.00 to 1.10"
+    assert targets.spread([2.0, 2.0]) == "2.00"
