@@ -69,13 +69,21 @@ def _linlnet(published: pd.Series, done: pd.DataFrame) -> dict:
 def memory(done: pd.DataFrame) -> dict:
     """The abstract's −27 % for LiNL-AlexNet on ImageNet, from an experiment that needs no training."""
     claim = ("LiNLNet", "AlexNet, ImageNet: size", "-27 %", "Jin & Jeong, abstract: memory at kept accuracy")
+    change, run = alexnet_smaller(done)
+    if change is None:
+        return row(*claim)
+    word = verdict("-27", [change], within=0.5, digits=1)
+    return row(*claim, word, f"{change:.1f} % of the parameters", "no training", run)
+
+
+def alexnet_smaller(done: pd.DataFrame) -> tuple[float | None, pd.DataFrame]:
+    """By how many per cent AlexNet's parameters change at 224 pixels; the newest run of `last_layer` that says so."""
     for _, run in done.sort_values("finished", ascending=False).iterrows() if len(done) else ():
         cases = pd.DataFrame(run["cases"]).query("network == 'alexnet' and side == 224 and width == 1")
         if len(cases):
             change = 100 * (cases["parameters_after"] / cases["parameters_before"] - 1)
-            word = verdict("-27", change, within=0.5, digits=1)
-            return row(*claim, word, f"{change.iloc[0]:.1f} % of the parameters", "no training", done.loc[[run.name]])
-    return row(*claim)
+            return float(change.iloc[0]), done.loc[[run.name]]
+    return None, done
 
 
 # --- Layer Folding ---------------------------------------------------------------------------------

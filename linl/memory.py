@@ -50,7 +50,7 @@ def peak(call: Callable[[], Any], device: torch.device | str = "cpu") -> int:
         seen.export_chrome_trace(str(path))
         events = [event for event in json.loads(path.read_text())["traceEvents"] if event["name"] == "[memory]"]
     changes = [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
-    return max(0, *accumulate(changes)) if changes else 0
+    return max([0, *accumulate(changes)])
 
 
 @contextlib.contextmanager

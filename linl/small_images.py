@@ -42,7 +42,13 @@ class _Forward:
     module: nn.Conv2d
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _forward(self.module, x, weight, bias)
+        module = self.module
+        mixed = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
+        trained = torch.is_grad_enabled() and weight.requires_grad
+        if not (mixed and trained and x.dim() == 4 and _small(module, x)):
+            return nn.Conv2d._conv_forward(module, x, weight, bias)
+        y = _OneProduct.apply(x.bfloat16(), weight.bfloat16(), module.stride, module.padding)
+        return y if bias is None else y + bias.bfloat16()[:, None, None]
 
     def __reduce__(self):
         return functools.partial, (nn.Conv2d._conv_forward, self.module)
@@ -61,23 +67,11 @@ def _plain(module: nn.Module) -> bool:
     )
 
 
-def _forward(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    sides = [
-        (side + 2 * padding - kernel) // stride + 1
-        for side, padding, kernel, stride in zip(
-            x.shape[-2:], module.padding, module.kernel_size, module.stride, strict=True
-        )
-    ]
-    mixed = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
-    trained = torch.is_grad_enabled() and weight.requires_grad
-    if (
-        not (mixed and trained)
-        or x.dim() != 4
-        or sides[0] * sides[1] > (PIXELS if module.stride == (1, 1) else PIXELS_APART)
-    ):
-        return nn.Conv2d._conv_forward(module, x, weight, bias)
-    y = _OneProduct.apply(x.bfloat16(), weight.bfloat16(), module.stride, module.padding)
-    return y if bias is None else y + bias.bfloat16()[:, None, None]
+def _small(module: nn.Conv2d, x: Tensor) -> bool:
+    """Whether its output has few pixels."""
+    ways = zip(x.shape[-2:], module.padding, module.kernel_size, module.stride, strict=True)
+    high, wide = ((side + 2 * padding - kernel) // stride + 1 for side, padding, kernel, stride in ways)
+    return high * wide <= (PIXELS if module.stride == (1, 1) else PIXELS_APART)
 
 
 class _OneProduct(torch.autograd.Function):

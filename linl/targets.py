@@ -8,32 +8,22 @@ rival, asked, measured, reached, hardware, where (the table that has all of it),
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from linl.claims import MEASURES, setting
+from linl.claims import MEASURES, alexnet_smaller, setting
 from linl.results import mean_sd, paper
 from linl.tables import hardware, newest, short
-from linl.verdicts import Figure
-
-SENSES = {"<=": ("≤", operator.le), ">=": ("≥", operator.ge)}
+from linl.verdicts import Figure, share
 
 
 def row(
     what: str, rival: str, asked: str, where: str, measured: str = "", holds: Sequence[bool] = (), *, done=None
 ) -> dict[str, Any]:
     """One target; `holds`: of every figure whether it reaches it; `done`: the runs that they are from."""
-    reached = (
-        "not run"
-        if not len(holds)
-        else "yes"
-        if all(holds)
-        else f"in {sum(holds)} of {len(holds)}"
-        if any(holds)
-        else "no"
-    )
+    reached = share(holds, "", ("yes", "no"))
     how = {"hardware": "", "where": f"[{where}]({where}.md)", "run": ""}
     if done is not None and len(done):
         how |= {"hardware": hardware(done.iloc[-1]), "run": " ".join(dict.fromkeys(map(short, done["key"])))}
@@ -69,21 +59,16 @@ def units(done: pd.DataFrame) -> list[dict]:
         _below("a unit's step, eager, × nn.ReLU", 3.0, _of(runs, "eager", "ratio"), days),
         _below("memory at the peak of a step, fused, × nn.ReLU", 1.1, _of(runs, "fused", "peak_mb", True), days),
         _below("kept for backward by a chain with units, × nn.ReLU", 1.05, _chains(runs), days, 3),
-        _below(
-            "relative error of p's gradient in bf16, eager",
-            1e-3,
-            _of(runs, "eager", "gradient_error"),
-            days,
-            5,
-            "float64",
-        ),
-        _below(
-            "relative error of p's gradient in bf16, fused",
-            1e-3,
-            _of(runs, "fused", "gradient_error"),
-            days,
-            5,
-            "float64",
+        *(
+            _below(
+                f"relative error of p's gradient in bf16, {way}",
+                1e-3,
+                _of(runs, way, "gradient_error"),
+                days,
+                5,
+                "float64",
+            )
+            for way in ("eager", "fused")
         ),
     ]
 
@@ -151,12 +136,10 @@ def _seconds_to(groups: list[pd.DataFrame], twin: str, name: str, accuracy: floa
 def last_layer(done: pd.DataFrame, asked: float = -26.9) -> list[dict]:
     """LiNL-AlexNet's parameters at 224 pixels."""
     what = ("LiNL-AlexNet, 224 px: parameters", "AlexNet", f"{asked:g} %", "last_layer")
-    for _, run in done.sort_values("finished", ascending=False).iterrows() if len(done) else ():
-        cases = pd.DataFrame(run["cases"]).query("network == 'alexnet' and side == 224 and width == 1")
-        if len(cases):
-            change = 100 * (cases["parameters_after"] / cases["parameters_before"] - 1).iloc[0]
-            return [row(*what, f"{change:.2f} %", [abs(change - asked) < 0.05], done=done.loc[[run.name]])]
-    return [row(*what)]
+    change, run = alexnet_smaller(done)
+    if change is None:
+        return [row(*what)]
+    return [row(*what, f"{change:.2f} %", [abs(change - asked) < 0.05], done=run)]
 
 
 def folded(done: pd.DataFrame, asked: float = 1.4) -> list[dict]:
@@ -235,6 +218,18 @@ def bounds(done: pd.DataFrame) -> list[dict]:
     return rows
 
 
+SENSES = {"<=": ("≤", operator.le), ">=": ("≥", operator.ge)}
+ASKED = {
+    "times": "× as fast", "ours_ms": "ours, ms", "ours_left": "BatchNorms left", "found": "regions, in the rival's",
+}  # fmt: skip
+"""What a target of experiment `peers` is about, in words."""
+
+
+def asked_of(targets: Iterable[tuple[str, str, float]]) -> str:
+    """Targets of experiment `peers` in words."""
+    return "; ".join(f"{ASKED[what]} {SENSES[sense][0]} {value:g}" for what, sense, value in targets)
+
+
 def met(line: Mapping[str, Any]) -> bool:
     """Whether a row of experiment `peers` reaches all that it was to."""
     return all(what in line and SENSES[sense][1](line[what], value) for what, sense, value in line["targets"])
@@ -247,7 +242,6 @@ PARTS = {  # part and rival's name in a record: what to call it, and how to tell
     ("stability", ""): "exact stability",
     ("regions", ""): "regions in a plane",
 }
-WORDS = {"ours_left": "BatchNorms left", "times": "× as fast", "ours_ms": "ms", "found": "regions, in the rival's"}
 
 
 def peers(done: pd.DataFrame) -> list[dict]:
@@ -266,10 +260,11 @@ def peers(done: pd.DataFrame) -> list[dict]:
         names = [one["what"] for one in some]
         what = f"{what}: {names[0] if len(set(names)) == 1 else f'{len(set(names))} networks'}"
         wanted = dict.fromkeys((of, sense, value) for one in some for of, sense, value in one["targets"])
-        asked = "; ".join(f"{WORDS[of]} {SENSES[sense][0]} {value:g}" for of, sense, value in wanted)
-        told = "; ".join(f"{WORDS[of]} {spread(known, limit=value)}" for of, _, value in wanted
+        told = "; ".join(f"{ASKED[of]} {spread(known, limit=value)}" for of, _, value in wanted
                          if (known := [float(one[of]) for one in some if of in one]))  # fmt: skip
-        rows.append(row(what, some[0]["rival"], asked, "benchmark-peers", told, list(map(met, some)), done=last))
+        rows.append(
+            row(what, some[0]["rival"], asked_of(wanted), "benchmark-peers", told, list(map(met, some)), done=last)
+        )
     beyond = [one["beyond_ms"] for one in lines if one["what"] == "import torch, linl" and "beyond_ms" in one]
     told = spread(beyond, 0) + " ms" if beyond else ""
     asked = ("import linl, beyond torch's own", "import torch", "≤ 1,000 ms", "benchmark-peers")

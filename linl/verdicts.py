@@ -98,11 +98,19 @@ def _kind(word: str) -> str:
     return "in part" if re.match(r"in \d+ of", word) else "differs"
 
 
-def share(holds: Sequence[bool], what: str = "settings") -> str:
-    """Of a claim about a direction: "reproduced", "not reproduced", or "in 3 of 5 settings"; "not run" of none."""
+def share(
+    holds: Sequence[bool], what: str = "settings", words: tuple[str, str] = ("reproduced", "not reproduced")
+) -> str:
+    """Of a claim about several: "reproduced", "not reproduced", or "in 3 of 5 settings"; "not run" of none.
+
+    Args:
+        holds: of each whether it does.
+        what: they are; empty: it isn't said.
+        words: for all and for none.
+    """
     if not len(holds):
         return "not run"
     count = sum(map(bool, holds))
     if count in (0, len(holds)):
-        return "reproduced" if count else "not reproduced"
-    return f"in {count} of {len(holds)} {what}"
+        return words[0] if count else words[1]
+    return f"in {count} of {len(holds)} {what}".rstrip()
