@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linl import class_folders
 from linl.crops import Crop, sized
 from linl.images import Images, mixed_seed, normalized, random_crop, random_flip  # noqa: F401 - offered here too
 from linl.pictures import ImageFolderData
@@ -87,7 +88,7 @@ def load(
         below = [] if own.is_absolute() else [folder / (path or "imagenet") for folder in folders(root)]
         where = [*([own] if path else []), *below]
         return ImageFolderData.find(where, source, sized(crop, size), validation, seed, limit, workers)
-    train, test = _digits() if source.loader == "digits" else _torchvision(source, root, download)
+    train, test = _digits() if source.loader == "digits" else _small(kind, source, root, download)
     train, validating = _split(train, validation, seed)
     splits = [tuple(t[:limit] for t in split) for split in (train, validating, test)]
     splits = [(_enlarged(images, size, channels), labels) for images, labels in splits]
@@ -139,7 +140,8 @@ def _digits_table() -> np.ndarray:
     return np.column_stack([bunch.data, bunch.target]).astype(np.uint8)
 
 
-def _torchvision(source: Source, root: str | Path | None, download: bool):
+def _small(name: str, source: Source, root: str | Path | None, download: bool):
+    """In torchvision's layout, or else as a folder for each class, or else downloaded."""
     import torchvision.datasets as tv
 
     make = getattr(tv, source.loader)
@@ -162,8 +164,12 @@ def _torchvision(source: Source, root: str | Path | None, download: bool):
             f"{source.loader} under {damaged[0]} is incomplete or corrupt: its checksums don't match. "
             "Delete it there and run again: it is downloaded anew."
         )
+    for folder in looked:
+        if found := class_folders.read(name, folder, source.num_classes):
+            return found
     told = ", ".join(str(folder) for folder in looked)
-    how = f"set LINL_DATA to a folder that holds it, or put it under {looked[-1]} (torchvision's layout)"
+    also = f", or {name}/train/<class>/*.png and {name}/test/" if name in class_folders.SHAPES else ""
+    how = f"set LINL_DATA to a folder that holds it, or put it under {looked[-1]} (torchvision's layout{also})"
     if not download:
         raise DataError(f"{source.loader} not found; looked in {told}. To get it: {how}.")
     target = next((f for f in looked if os.access(f if f.exists() else f.parent, os.W_OK)), looked[-1])

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 import linl
-from linl import data
+from linl import class_folders, data
 from linl.data import DataError, load
 
 
@@ -159,6 +160,62 @@ def test_cifar100_is_read_with_its_hundred_labels(small_cifar100, monkeypatch):
         load("cifar100", folder)
 
 
+@pytest.fixture
+def cifar100_folders(tmp_path, monkeypatch):
+    """Noise as 100 folders of 3 + 1 PNGs of 8×8, the pixel at the corner telling the class."""
+    monkeypatch.setitem(class_folders.SHAPES, "cifar100", (3, 1, 8))
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 3), ("test", 1)):
+        for label in range(100):
+            folder = tmp_path / "cifar100" / split / f"c{label:02}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                pixels[0, 0] = label, i, split == "test"
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path
+
+
+def test_cifar100_is_read_from_a_folder_for_each_class(cifar100_folders):
+    found = load("cifar100", cifar100_folders, validation=0.1, download=False)
+    assert [found.size(s) for s in ("train", "validation", "test")] == [270, 30, 100]
+    assert found.num_classes == 100 and found.input_size == (3, 8, 8)
+    seen = []
+    for split in ("train", "validation", "test"):
+        images, labels = getattr(found, split)
+        assert torch.equal(images[:, 0, 0, 0].long(), labels), "an image without its label"
+        assert (images[:, 2, 0, 0] == (split == "test")).all(), "a test image in training, or the reverse"
+        seen += [tuple(row) for row in images[:, :, 0, 0].tolist()]
+    assert len(set(seen)) == 400, "an image twice"
+    first = load("cifar100", cifar100_folders, limit=60, download=False).train[1]
+    assert len(first.unique()) > 30, "a trial run with few images must see many classes"
+    again = load("cifar100", cifar100_folders, download=False)
+    assert torch.equal(again.train[0], found.train[0]) and torch.equal(again.train[1], found.train[1])
+
+
+def test_folders_for_each_class_must_be_whole(cifar100_folders):
+    root = cifar100_folders / "cifar100"
+    (root / "train" / "c07" / "1.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"c07.1\.png can't be read"):
+        load("cifar100", cifar100_folders, download=False)
+    Image.new("RGB", (9, 8)).save(root / "train" / "c07" / "1.png")
+    with pytest.raises(DataError, match=r"1\.png is 9×8 pixels, not 8×8"):
+        load("cifar100", cifar100_folders, download=False)
+    (root / "train" / "c07" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"c07 has 2 pictures \(\*\.png\) of 3"):
+        load("cifar100", cifar100_folders, download=False)
+    shutil.rmtree(root / "train" / "c07")
+    with pytest.raises(DataError, match="has 99 folders, one is due for each of 100 classes"):
+        load("cifar100", cifar100_folders, download=False)
+
+
+def test_missing_cifar_names_both_layouts(tmp_path):
+    with pytest.raises(DataError, match=r"torchvision's layout, or cifar100/train/<class>/\*\.png and cifar100/test/"):
+        load("cifar100", tmp_path, download=False)
+    with pytest.raises(DataError, match=r"\(torchvision's layout\)"):
+        load("mnist", tmp_path, download=False)
+
+
 def test_folders_of_pictures(tmp_path):
     rng = np.random.default_rng(0)
     for split, count in (("train", 10), ("val", 3)):
@@ -218,6 +275,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path, workers):
         list(found.batches("train", 4, seed=0))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
 def test_workers_and_a_late_start_change_nothing(tmp_path):
     pictures(tmp_path, 6, noise)
     calm, many = (load(f"imagefolder:{tmp_path}", size=16, validation=0.0, workers=n) for n in (0, 2))

@@ -76,6 +76,7 @@ ORDER = [
     "images",
     "crops",
     "pictures",
+    "class_folders",
     "data",
     "components",
     "losses",
