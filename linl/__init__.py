@@ -6,6 +6,7 @@ Importing linl is light: torchvision, timm and seaborn load where they are used.
 from linl import (
     bounds,
     components,
+    connections,
     cost,
     data,
     dead_rates,
@@ -64,10 +65,10 @@ from linl.units import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "Box", "LiNLU", "PartialLinear", "Stability", "analyse", "bounds", "components", "compress", "cost", "data",
-    "dead_rate", "dead_rates", "devices", "distributed", "fold", "fold_norms", "foldable", "folding",
-    "fuse_kernels_", "graph", "guard", "harden", "harden_masks", "linearize", "losses", "masks", "measure",
-    "merge", "models", "nonlinearity", "notebooks", "pad_first", "param_groups", "penalty", "planning",
-    "project_", "prune", "prune_cycles", "pruning", "refit", "regions", "results", "shallow", "shrink",
-    "signals", "sites", "sliders", "stability", "tables", "train", "units", "verify", "verify_stability", "weights",
+    "Box", "LiNLU", "PartialLinear", "Stability", "analyse", "bounds", "components", "compress", "connections",
+    "cost", "data", "dead_rate", "dead_rates", "devices", "distributed", "fold", "fold_norms", "foldable",
+    "folding", "fuse_kernels_", "graph", "guard", "harden", "harden_masks", "linearize", "losses", "masks",
+    "measure", "merge", "models", "nonlinearity", "notebooks", "pad_first", "param_groups", "penalty", "planning",
+    "project_", "prune", "prune_cycles", "pruning", "refit", "regions", "results", "shallow", "shrink", "signals",
+    "sites", "sliders", "stability", "tables", "train", "units", "verify", "verify_stability", "weights",
 ]  # fmt: skip

@@ -30,6 +30,7 @@ MODULES = {
     "masks": ("masks_of", "mask_", "prunable"),
     "weights": ("restore_norms_", "only_classes_"),
     "components": ("principal",),
+    "connections": ("count", "between", "widths"),
     "devices": ("pick_device", "pick_precision"),
     "results": ("parameters", "begin", "Run", "runs", "paper", "mean_sd", "machine", "versions", "write_figure"),
     "tables": ("Tables", "settings", "lines", "newest", "unfolded"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from linl.connections import with_hidden
 from linl.results import mean_sd, paper
 from linl.tables import hardware, settings, short, unfolded
 from linl.verdicts import share, together, verdict
@@ -151,13 +152,14 @@ MEASURES = {  # ours, by what a percentage or a loss is multiplied, and what it 
     "accuracy": ("accuracy", "test_accuracy", 100, 0.1),
     "loss": ("loss", "test_loss", 1, 0.002),
     "neurons": ("neurons_removed", "neurons_removed", 100, 0.5),
-    "connections": ("connections_removed", "connections_removed", 100, 0.5),
+    "connections": ("connections_removed", "hidden_connections_removed", 100, 0.5),
 }
 
 
 def stability(done: pd.DataFrame) -> list[dict]:
     """The appendix's tables: a row a network and l1 that was run, and one for the rest of each network's."""
     rows: list[dict] = []
+    done = with_hidden(done)
     for (network, data, hidden), part in paper("stability").groupby(["network", "dataset", "hidden"], sort=False):
         found = [_stable(published, done) for _, published in part.iterrows()]
         ran = [line for line in found if line["run"]]

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from linl.claims import MEASURES, alexnet_smaller, setting
+from linl.connections import with_hidden
 from linl.results import mean_sd, paper
 from linl.tables import hardware, newest, short
 from linl.verdicts import Figure, share
@@ -165,7 +166,7 @@ def folded(done: pd.DataFrame, asked: float = 1.4) -> list[dict]:
 def compression(done: pd.DataFrame) -> list[dict]:
     """Neurons and connections that exact compression removes from the published MLPs, a figure a published setting that
     was run: at least the published share, less its standard deviation. Where that is nothing, nothing is asked."""
-    rows = []
+    rows, done = [], with_hidden(done)
     for name in ("neurons", "connections"):
         column, mine, factor, _ = MEASURES[name]
         published = paper("stability").query(f"network == 'mlp' and {column} != ''")

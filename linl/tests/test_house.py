@@ -79,6 +79,7 @@ ORDER = [
     "class_folders",
     "data",
     "components",
+    "connections",
     "losses",
     "recipes",
     "worlds",

@@ -175,7 +175,7 @@ def test_compression_is_judged_where_the_paper_removes_something(monkeypatch):
         assert row["reached"] != "not run" and "settings" in row["measured"]
     neurons, _ = targets.compression(done.assign(neurons_removed=0.0))
     assert neurons["reached"] == "no"
-    all_gone = done.assign(neurons_removed=1.0, connections_removed=1.0)
+    all_gone = done.assign(neurons_removed=1.0, hidden_connections_removed=1.0)
     assert [row["reached"] for row in targets.compression(all_gone)] == ["yes", "yes"]
 
 
