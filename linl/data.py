@@ -17,7 +17,7 @@ from torch import Tensor
 
 from linl import class_folders
 from linl.crops import Crop, sized
-from linl.images import Images, mixed_seed, normalized, random_crop, random_flip  # noqa: F401 - offered here too
+from linl.images import Images, mixed_seed, normalized  # noqa: F401 - offered here too
 from linl.pictures import ImageFolderData
 from linl.sources import (
     NORMALIZATIONS,

@@ -6,12 +6,14 @@ No loader processes: cropping, flipping and normalizing 128 CIFAR images as one 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from linl.distortions import distorted
 
 Share = tuple[int, int] | None
 """(i, n): the i-th of n parts, from 0; None for the whole."""
@@ -27,7 +29,7 @@ class Images:
         input_size: (C, H, W) of what a batch holds.
         num_classes: number of labels.
         mean, std: (C,) for normalization.
-        augment: what training does to a batch.
+        augment: what training does to a batch, of `linl.distortions.DISTORTIONS`.
     """
 
     name: str
@@ -60,6 +62,12 @@ class Images:
         moved = {split: tuple(t.to(device) for t in getattr(self, split)) for split in ("train", "validation", "test")}
         return Images(self.name, **moved, num_classes=self.num_classes, mean=self.mean, std=self.std,
                       augment=self.augment)  # fmt: skip
+
+    def augmented(self, names: Sequence[str]) -> Images:
+        """The same data with other distortions while training; of none named, as it is."""
+        made = copy(self)
+        made.augment = tuple(names) or self.augment
+        return made
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32, (pixel/255 − mean)/std."""
@@ -95,11 +103,7 @@ class Images:
         batch_size = min(batch_size, len(labels))
         for number, start in enumerate(range(0, len(labels) - batch_size + 1, batch_size)):
             index = order[start : start + batch_size].to(images.device)
-            batch = images[index]
-            if "crop" in self.augment:
-                batch = random_crop(batch, 4, generator)
-            if "flip" in self.augment:
-                batch = random_flip(batch, generator)
+            batch = distorted(images[index], self.augment, generator)
             if number >= first:  # what comes before has drawn its chance all the same
                 yield self.normalize(batch[part]), labels[index[part]]
 
@@ -108,27 +112,6 @@ def normalized(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
     """uint8 (B, C, H, W) to float32, (pixel/255 − mean)/std for each channel."""
     mean, std = (torch.tensor(t, device=images.device).view(-1, 1, 1) for t in (mean, std))
     return images.float().div_(255).sub_(mean).div_(std)
-
-
-def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Each image shifted by up to `padding` pixels in both directions, zeros coming in.
-
-    One gather for the whole batch: (B, C, H, W) to (B, C, H, W).
-    """
-    b, c, h, w = images.shape
-    padded = F.pad(images, (padding,) * 4)
-    dy, dx = (torch.randint(0, 2 * padding + 1, (2, b), generator=generator)).to(images.device)
-    rows = (dy[:, None] + torch.arange(h, device=images.device))[:, None, :, None]
-    columns = (dx[:, None] + torch.arange(w, device=images.device))[:, None, None, :]
-    which = torch.arange(b, device=images.device)[:, None, None, None]
-    channel = torch.arange(c, device=images.device)[None, :, None, None]
-    return padded[which, channel, rows, columns]
-
-
-def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image mirrored left-right with probability one half."""
-    flip = torch.rand(len(images), generator=generator).to(images.device) < 0.5
-    return torch.where(flip[:, None, None, None], images.flip(3), images)
 
 
 def mixed_seed(*numbers: int) -> int:

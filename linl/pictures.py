@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,6 +98,18 @@ class ImageFolderData:
     def to(self, device: str | torch.device) -> ImageFolderData:
         """The same data, its batches arriving on another device."""
         self.device = device
+        return self
+
+    def augmented(self, names: Sequence[str]) -> ImageFolderData:
+        """The same data, of no names; there are no other distortions.
+
+        Raises:
+            ValueError: names.
+        """
+        if names:
+            raise ValueError(
+                f"{' '.join(names)}: distortions of data sets held as tensors; pictures are cropped and flipped"
+            )
         return self
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from linl.cycles import prune_cycles
+from linl.distortions import random_crop, random_flip
 from linl.faults import EQUAL, Figures, erratum, mlp, numbers, off, pictures, tested
-from linl.images import random_crop, random_flip
 from linl.masks import masks_of, raw_weight
 from linl.pruning import prune
 from linl.shrinking import shrink
@@ -94,7 +94,7 @@ def test_images_changed() -> Figures:
     """Test images are cropped and mirrored by chance, as training images are: each evaluation scores other images."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(1, 256, (1000, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    published = random_flip(random_crop(images, 4, generator), generator)
+    published = random_flip(random_crop(images, generator), generator)
     data = tested(images, torch.zeros(1000, dtype=torch.long), 2)
     ours = torch.cat([x for x, _ in data.batches("test", 256)])
     same = [(found == images).flatten(1).all(1).double().mean().item() for found in (published, (255 * ours).round())]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from linl.distortions import DISTORTIONS
 from linl.losses import ADVERSARIES, LOSSES
 
 # One pass over weights, gradients and moments: AlexNet in a seventh of torch's default time on two cores.
@@ -31,6 +32,7 @@ class Recipe:
             `warmup` of all steps, cosine down to zero), "milestones" (linear up likewise, and times `gamma` from each
             of `milestones` on, epochs counted from 0) or "constant".
         penalty: λ of Layer Folding's penalty; 0 for LiNLNet.
+        augment: distortions of training images, of `linl.distortions.DISTORTIONS`; empty: the data set's own.
         init: weights before training, as `linl.models.INITS`.
         loss: "cross_entropy", or "reconstruction" (mean squared error of the image itself, for autoencoders).
         l1: times Σ|weights| of all dense layers, the classifier's too, biases not (Serra et al., NeurIPS 2021).
@@ -68,13 +70,14 @@ class Recipe:
     stability_eps: float = 0.1
     distill: float = 0.0
     temperature: float = 2.0
+    augment: tuple[str, ...] = ()
 
     def identity(self) -> dict:
         """What tells one training from another; settings that came later count only where they are used."""
-        values = asdict(self) | {"milestones": list(self.milestones)}
+        values = asdict(self) | {"milestones": list(self.milestones), "augment": list(self.augment)}
         used = {"loss": self.loss != "cross_entropy", "l1": self.l1, "adversary": self.adversary != "none",
                 "stability": self.stability, "milestones": self.milestones, "optimizer": self.optimizer != "sgd",
-                "distill": self.distill}  # fmt: skip
+                "distill": self.distill, "augment": self.augment}  # fmt: skip
         unused = [name for name, on in used.items() if not on]
         unused += ["eps", "attack_step", "attack_steps"] if not used["adversary"] else []
         unused += ["stability_eps"] if not used["stability"] else []
@@ -124,8 +127,10 @@ RECIPES: dict[str, Recipe] = {
     "mobile-digits": Recipe(epochs=20, batch_size=32, lr=5e-2, unit_lr=5e-3, schedule="onecycle"),
     # torchvision's reference training of MobileNetV2, on eight GPUs with 32 images each
     "mobilenetv2-imagenet": Recipe(epochs=300, batch_size=256, lr=0.045, unit_lr=4.5e-3, weight_decay=4e-5, decay_every=1, gamma=0.98),  # noqa: E501
-    # Serra et al.: for ReLU stability; give l1. Half as long, the rate's steps at the same shares of it
+    # Serra et al.: for ReLU stability; give l1. On CIFAR with their distortions. Half as long, the rate's steps at the
+    # same shares of it
     "stability": Recipe(epochs=120, batch_size=128, weight_decay=0.0, decay_every=50, init="kaiming"),
+    "stability-cifar": Recipe(epochs=120, batch_size=128, weight_decay=0.0, decay_every=50, init="kaiming", augment=("flip", "affine", "jitter")),  # noqa: E501
     "stability-short": Recipe(epochs=60, batch_size=128, weight_decay=0.0, decay_every=25, init="kaiming"),
     "stability-digits": Recipe(epochs=60, batch_size=32, weight_decay=0.0, decay_every=25, init="kaiming"),
     # ours, for a few epochs: units and ReLUs by one schedule; no decay, which would pull at p and at stability
@@ -170,6 +175,8 @@ def recipe(name: str, epochs: int | None = None, **changes) -> Recipe:
     for setting, known in (("loss", LOSSES), ("adversary", ("none", *ADVERSARIES)), ("optimizer", OPTIMIZERS)):
         if getattr(made, setting) not in known:
             raise ValueError(f"{setting} = {getattr(made, setting)!r}: choose from {', '.join(known)}")
+    if strange := [name for name in made.augment if name not in DISTORTIONS]:
+        raise ValueError(f"augment = {strange[0]}: choose from {', '.join(DISTORTIONS)}")
     for setting in ("l1", "eps", "attack_step", "stability", "stability_eps"):
         if not getattr(made, setting) >= 0:
             raise ValueError(f"{setting} = {getattr(made, setting)}: must be at least 0")

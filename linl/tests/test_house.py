@@ -73,6 +73,7 @@ ORDER = [
     "inits",
     "models",
     "sources",
+    "distortions",
     "images",
     "crops",
     "pictures",
