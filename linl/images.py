@@ -64,9 +64,9 @@ class Images:
                       augment=self.augment)  # fmt: skip
 
     def augmented(self, names: Sequence[str]) -> Images:
-        """The same data with other distortions while training; of none named, as it is."""
+        """The same data with other distortions while training."""
         made = copy(self)
-        made.augment = tuple(names) or self.augment
+        made.augment = tuple(names)
         return made
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -100,17 +101,15 @@ class ImageFolderData:
         self.device = device
         return self
 
-    def augmented(self, names: Sequence[str]) -> ImageFolderData:
-        """The same data, of no names; there are no other distortions.
+    def augmented(self, names: Sequence[str]) -> NoReturn:
+        """There are no other distortions than its own.
 
         Raises:
-            ValueError: names.
+            ValueError: always.
         """
-        if names:
-            raise ValueError(
-                f"{' '.join(names)}: distortions of data sets held as tensors; pictures are cropped and flipped"
-            )
-        return self
+        raise ValueError(
+            f"{' '.join(names)}: distortions of data sets held as tensors; pictures are cropped and flipped"
+        )
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32, (pixel/255 − mean)/std."""

@@ -133,7 +133,9 @@ def fit(
     verbose, watch = verbose and us.first, watch if us.first else None
     if where.type == "cpu":
         keep_freed_memory()
-    data = data.to(where).augmented(settings.augment)
+    data = data.to(where)
+    if settings.augment:
+        data = data.augmented(settings.augment)
     net.to(where)
     if has_convolutions(net):
         net.to(memory_format=torch.channels_last)

@@ -27,7 +27,7 @@ MADE = {
     "stability": {
         "stability": [
             "stability.csv", "stability.md", "stability.png", "stability_stages.csv", "stability_stages.md",
-            "stability_counting.csv", "stability_counting.md",
+            "stability_counting.csv", "stability_counting.md", "stability_counting.png",
         ],
         "linear_stable": ["linear_stable.csv", "linear_stable.md", "linear_stable.png"],
     },
