@@ -80,7 +80,7 @@ def bound(net: nn.Module | Program, box: Box, method: str = "crown", dtype: torc
     if read.shapes[0] != box.shape:
         raise ValueError(f"the box has shape {tuple(box.shape)}, the network takes {tuple(read.shapes[0])}")
     with torch.no_grad():
-        return _all(Pass(read, box, dtype), method)
+        return _all(Pass(read, box, dtype, back=method != "interval"), method)
 
 
 def _all(walk: Pass, method: str) -> Bounds:

@@ -32,13 +32,15 @@ ROWS = 1 << 26  # numbers of a block of rows: 512 MiB in float64
 class Pass:
     """One forward walk over a program, with what is known of each value so far."""
 
-    def __init__(self, read: Program, box: Box, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, read: Program, box: Box, dtype: torch.dtype = torch.float64, back: bool = True) -> None:
+        """`back`: whether it will go backward too, which needs the rounding of each layer by itself."""
         self.program, self.dtype, self.eps = read, dtype, torch.finfo(dtype).eps
+        self.back = back or dtype == torch.float64  # there `settled` needs it
         self.box = outward(box, dtype)
         self.ranges: dict[int, Range] = {0: self.box}
         self.cast = read.to(dtype)
         self.weights: dict[int, Op] = {op.target: op for op in self.cast.ops}
-        self.slack: dict[int, Tensor] = {}  # what a unit of rows' weight at a value may be off by, per layer
+        self.slack: dict[int, Tensor | None] = {}  # what a unit of rows' weight at a value may be off by, per layer
         self.lines: dict[int, tuple[Tensor, ...]] = {}
         # where someone chose them for each row, by activation's target, (1, rows, *shape):
         self.chosen: dict[int, Tensor] = {}  # slopes below
@@ -59,15 +61,18 @@ class Pass:
         self.ranges[op.target] = made if known is None else made & known
         self.slack[op.target] = slack
 
-    def _forward(self, op: Op, given: list[Range]) -> tuple[Range, Tensor]:
+    def _forward(self, op: Op, given: list[Range]) -> tuple[Range, Tensor | None]:
         """The range, and what (per unit of a row's weight) coming back through this operation may be off by."""
         first, eps = given[0], self.eps
         if isinstance(op, Dense | Conv):
             center, radius, largest = first.ball()
-            middle = op.forward(center)
-            spread, size = op.forward(torch.cat([radius, largest]), absolute=True).split(len(center))
+            middle, unit = op.forward(center), eps * (op.fan + 8)
             bias = 0 if op.bias is None else op.bias.abs()
-            slack = eps * (op.fan + 8) * (size + bias)
+            if not self.back:  # |W|·radius and its slack in one: both are |W| times something
+                spread = op.forward(radius.add_(largest, alpha=unit), absolute=True) + unit * bias
+                return Range(middle - spread, middle + spread), None
+            spread, size = op.forward(torch.cat([radius, largest]), absolute=True).split(len(center))
+            slack = unit * (size + bias)
             rows = math.prod(middle.shape[1:]) * eps * bias  # a row's product with the bias sums all of them
             made = Range(middle - spread - slack, middle + spread + slack)
             return (settled(op, first, made, slack) if self.dtype == torch.float64 else made), slack + rows

@@ -8,8 +8,10 @@ identity or zero, whichever leaves the smaller area.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +38,8 @@ class Pieces:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The function at x (…, *shape)."""
+        if self.clamp is not None:
+            return x.clamp(*self.clamp)
         s = [slope.to(x) for slope in self.slopes]
         y = self.values[0] + s[0] * (x - self.bends[0]).clamp(max=0) + s[-1] * (x - self.bends[-1]).clamp(min=0)
         for a, b, slope in zip(self.bends, self.bends[1:], s[1:], strict=False):
@@ -47,7 +51,20 @@ class Pieces:
         """The largest |bend| and |value|: what the function's own sums are rounded by, besides their input."""
         return float(max(map(abs, (*self.bends, *self.values))))
 
-    @property
+    @cached_property
+    def clamp(self) -> tuple[float, float | None] | None:
+        """What a ReLU or ReLU6 clamps to; None of any other function."""
+        plain = [slope.item() if slope.numel() == 1 else math.nan for slope in self.slopes]
+        if self.bends != self.values or plain not in ([0.0, 1.0], [0.0, 1.0, 0.0]):
+            return None
+        return self.bends[0], self.bends[1] if len(self.bends) > 1 else None
+
+    @cached_property
+    def rises(self) -> bool:
+        """Whether it never falls: then its values over an interval lie between those at its ends."""
+        return all(bool((slope >= 0).all()) for slope in self.slopes)
+
+    @cached_property
     def rounds(self) -> bool:
         """Whether its values are rounded; those of ReLU and ReLU6, slopes 0 and 1 from 0 on, aren't."""
         plain = all(bool(((slope == 0) | (slope == 1)).all()) for slope in self.slopes)
@@ -69,6 +86,8 @@ class Pieces:
 
     def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """The least and the greatest value over [lower, upper], up to rounding."""
+        if self.rises:
+            return self(lower), self(upper)
         ends = torch.stack([self(p) for p in self._points(lower, upper)])
         return ends.amin(0), ends.amax(0)
 
@@ -96,7 +115,7 @@ class Pieces:
         """The number of the piece that [lower, upper] lies in, −1 where it reaches into two; int8."""
         found = torch.full(lower.shape, -1, dtype=torch.int8, device=lower.device)
         for number in reversed(range(len(self.slopes))):
-            found[(lower >= self.edges[number]) & (upper <= self.edges[number + 1])] = number
+            found.masked_fill_((lower >= self.edges[number]) & (upper <= self.edges[number + 1]), number)
         return found
 
     def lines(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

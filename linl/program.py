@@ -17,6 +17,8 @@ from linl.affine import Affine
 from linl.pieces import Pieces
 from linl.whole import adjoint
 
+KEPT = 1 << 22  # numbers of a layer whose magnitudes are kept: 32 MiB in float64
+
 
 @dataclass(eq=False)
 class Op:
@@ -31,6 +33,14 @@ class Op:
     sources: tuple[int, ...]
     target: int
     name: str
+
+    def magnitude(self, weight: Tensor) -> Tensor:
+        """|weight|, kept with the operation if it isn't large; an operation's numbers never change."""
+        if weight.numel() > KEPT:
+            return weight.abs()
+        if not hasattr(self, "_magnitude"):
+            self._magnitude = weight.abs()
+        return self._magnitude
 
 
 @dataclass(eq=False)
@@ -55,8 +65,8 @@ class Dense(Op):
 
     def forward(self, x: Tensor, absolute: bool = False) -> Tensor:
         """Applied to (N, *inputs); `absolute`: |weight|·x, without the bias."""
-        weight = self.weight.abs() if absolute else self.weight
-        return F.linear(x.flatten(1), weight, None if absolute else self.bias)
+        x = x.flatten(1)
+        return F.linear(x, self.magnitude(self.weight)) if absolute else F.linear(x, self.weight, self.bias)
 
     def backward(self, rows: Tensor) -> Tensor:
         """rows·weight: (N, out) to (N, *inputs)."""
@@ -103,15 +113,24 @@ class Conv(Op):
         """As in `Dense`."""
         if not absolute:
             return self.layer(x)
-        return Affine(self.layer.geometry, self.layer.weight.abs(), None)(x)
+        return Affine(self.layer.geometry, self.magnitude(self.layer.weight), None)(x)
 
     def backward(self, rows: Tensor) -> Tensor:
         """As in `Dense`: (N, *outputs) to (N, *inputs)."""
         return adjoint(self.layer.geometry, self.layer.weight, rows, tuple(self.inputs[1:]))
 
     def first(self, units: Tensor, like: Tensor) -> Tensor:
-        """As in `Dense`."""
-        return self.backward(picks(units, self.outputs, like))
+        """As in `Dense`: channel by channel, since all but one of a row's channels are zeros."""
+        g, area = self.layer.geometry, math.prod(self.outputs[1:])
+        wide, each = g.inputs // g.groups, g.outputs // g.groups
+        alone = replace(g, inputs=wide, outputs=1, groups=1)
+        made = like.new_zeros(len(units), *self.inputs)
+        for channel in (units // area).unique().tolist():
+            mine, begin = (units // area == channel).nonzero()[:, 0], channel // each * wide
+            rows = picks(units[mine] % area, torch.Size((1, *self.outputs[1:])), like)
+            weight = self.layer.weight[channel : channel + 1]
+            made[mine, begin : begin + wide] = adjoint(alone, weight, rows, tuple(self.inputs[1:]))
+        return made
 
 
 @dataclass(eq=False)
@@ -186,6 +205,7 @@ class Program:
     shapes: list[torch.Size]
     output: int
     names: list[str] = field(default_factory=list)
+    _casts: dict[torch.dtype, tuple[list[Op], list[Op]]] = field(default_factory=dict, repr=False)
 
     @property
     def bends(self) -> list[Bend]:
@@ -233,9 +253,14 @@ class Program:
         return found[::-1]
 
     def to(self, dtype: torch.dtype) -> Program:
-        """The same with its numbers in another dtype."""
-        ops = self.ops if dtype == torch.float64 else [_cast(op, dtype) for op in self.ops]
-        return Program(ops, self.shapes, self.output, self.names)
+        """The same with its numbers in another dtype; kept, since bounds ask for it time and again."""
+        if dtype == torch.float64:
+            return self
+        of, made = self._casts.get(dtype, ([], []))
+        if len(of) != len(self.ops) or any(a is not b for a, b in zip(of, self.ops, strict=True)):
+            made = [_cast(op, dtype) for op in self.ops]
+            self._casts[dtype] = list(self.ops), made
+        return Program(made, self.shapes, self.output, self.names)
 
     def run(self, x: Tensor) -> dict[int, Tensor]:
         """Every value, for inputs (N, *shape), in x's dtype."""

@@ -8,6 +8,7 @@ are binary fractions, so Python's `Fraction` settles such ends.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 
 from torch import Tensor
@@ -48,11 +49,19 @@ def settled(op: Dense | Conv, given: Range, made: Range, slack: Tensor) -> Range
 def _ends(row: Tensor, lower: Tensor, upper: Tensor) -> tuple[Fraction, Fraction]:
     """The least and the greatest of row·x for lower ≤ x ≤ upper."""
     used = row.nonzero()[:, 0]
-    low, high = Fraction(0), Fraction(0)
-    for w, a, b in zip(*(t[used].tolist() for t in (row, lower, upper)), strict=True):
-        w, a, b = Fraction(w), Fraction(a), Fraction(b)
-        low, high = (low + w * a, high + w * b) if w > 0 else (low + w * b, high + w * a)
-    return low, high
+    rows = list(zip(*(t[used].tolist() for t in (row, lower, upper)), strict=True))
+    return _sum((w, a if w > 0 else b) for w, a, b in rows), _sum((w, b if w > 0 else a) for w, a, b in rows)
+
+
+def _sum(pairs: Iterable[tuple[float, float]]) -> Fraction:
+    """Σ of the pairs' products: whole numbers over a power of two, as all its terms are. Ten times as fast as a sum of
+    fractions, each of which is reduced."""
+    terms = []
+    for w, x in pairs:
+        (top, bottom), (other_top, other_bottom) = w.as_integer_ratio(), x.as_integer_ratio()
+        terms.append((top * other_top, bottom.bit_length() + other_bottom.bit_length() - 2))
+    places = max((place for _, place in terms), default=0)
+    return Fraction(sum(top << (places - place) for top, place in terms), 1 << places)
 
 
 def _rounded(value: Fraction, towards: float) -> float:

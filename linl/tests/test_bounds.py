@@ -1,6 +1,7 @@
 """Bounds: sound on samples and corners, equal to brute force where they are exact, never wider by CROWN."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ import linl
 from linl import Box
 from linl.bounds import METHODS, bound
 from linl.crown import Pass
-from linl.pieces import pieces_of
+from linl.pieces import Pieces, pieces_of
+from linl.program import picks
 from linl.reading import NoBoundRule, program
 from linl.tests.brute import extremes, small_net
 from linl.tests.small_nets import ACTIVATIONS, NETS, make
+from linl.ties import _sum as exact_sum
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -128,6 +131,27 @@ def test_lines_lie_below_and_above(activation):
     assert torch.allclose(pieces(x), y, atol=1e-6), "the pieces are the activation"
     y = pieces(x)
     assert (below * x + low <= y + 1e-12).all() and (above * x + high >= y - 1e-12).all()
+    least, most = pieces.range(lower, upper)
+    assert torch.allclose(least, torch.minimum(y.amin(0), least), atol=1e-12), "a value below the range"
+    assert torch.allclose(most, torch.maximum(y.amax(0), most), atol=1e-12), "a value above the range"
+    ends = torch.stack([pieces(p) for p in pieces._points(lower, upper)])
+    assert torch.equal(least, ends.amin(0)) and torch.equal(most, ends.amax(0)), "the range isn't reached"
+
+
+@pytest.mark.parametrize("slopes", [(0.0, 1.0), (0.5, 1.0), (-0.3, 0.2), (0.7, -0.1), (1.0, 1.0), (0.0, 0.9)])
+def test_short_cuts_change_no_value(slopes):
+    """A ReLU is computed by clamping, the range of what never falls from its ends: as by the rule for all."""
+    x = torch.tensor([-2.0, -0.0, 0.0, 1.5], dtype=torch.float64)
+    plain = Pieces((0.0,), (0.0,), tuple(torch.tensor(s, dtype=torch.float64) for s in slopes))
+    by_channel = Pieces((0.0,), (0.0,), tuple(torch.full((4,), s, dtype=torch.float64) for s in slopes))
+    assert (plain.clamp is not None) == (slopes == (0.0, 1.0)) and by_channel.clamp is None
+    assert torch.equal(plain(x), by_channel(x)) and torch.equal(
+        plain(x), slopes[1] * x.clamp(min=0) + slopes[0] * x.clamp(max=0)
+    )
+    assert plain.rises == (min(slopes) >= 0)
+    six = pieces_of(nn.ReLU6(), 0)
+    assert six.clamp == (0.0, 6.0) and pieces_of(nn.Hardtanh(-2, 1), 0).clamp == (-2.0, 1.0)
+    assert Pieces((0.0, 6.0), (0.0, 3.0), six.slopes).clamp is None, "a jump is no clamping"
 
 
 def test_rounding_can_not_break_a_bound():
@@ -138,7 +162,8 @@ def test_rounding_can_not_break_a_bound():
     net = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 1))
     net[0].weight.data *= 1e4 * torch.rand(30, 1)
     x = torch.randn(40)
-    found = bound(net.eval(), Box(x, x), "crown", torch.float64).output
+    net.eval()
+    found = bound(net, Box(x, x), "crown", torch.float64).output
 
     def layer(weight, bias, values):
         rows = weight.detach().tolist()
@@ -149,6 +174,71 @@ def test_rounding_can_not_break_a_bound():
     (exact,) = layer(net[2].weight, net[2].bias, hidden)
     assert Fraction(found.lower.item()) <= exact <= Fraction(found.upper.item())
     assert found.upper.item() - found.lower.item() < 1e-9 * abs(float(exact)), "and the margin is small"
+    for method in METHODS:
+        rough = bound(net, Box(x, x), method, torch.float32).output
+        assert Fraction(rough.lower.item()) <= exact <= Fraction(rough.upper.item()), method
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_intervals_alone_are_those_that_crown_starts_from(kind):
+    """In float32 rounding and radius are one product there: the same to its own rounding, around those in float64."""
+    net, shape = make(kind, "relu")
+    box = Box.around(torch.rand(*shape), 0.5)
+    read = program(net, shape)
+    alone, wide = (bound(read, box, "interval", dtype) for dtype in (torch.float32, torch.float64))
+    walk = Pass(read, box, torch.float32)
+    with torch.no_grad():
+        for op in read.ops:
+            walk.step(op)
+    for mine, other, exact in zip(
+        [*alone.inputs, alone.output],
+        [*(walk.ranges[op.sources[0]] for op in read.bends), walk.ranges[read.output]],
+        [*wide.inputs, wide.output],
+        strict=True,
+    ):
+        assert torch.allclose(mine.lower, other.lower, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(mine.upper, other.upper, rtol=1e-5, atol=1e-5)
+        assert (mine.lower <= exact.lower + 1e-12).all() and (mine.upper >= exact.upper - 1e-12).all()
+
+
+def test_a_program_in_another_dtype_is_made_once():
+    net, shape = make("residual", "relu")
+    read = program(net, shape)
+    first, second = read.to(torch.float32), read.to(torch.float32)
+    assert all(a is b for a, b in zip(first.ops, second.ops, strict=True)) and read.to(torch.float64) is read
+    read.ops = read.ops[:-1]
+    assert len(read.to(torch.float32).ops) == len(first.ops) - 1, "operations that are gone"
+
+
+@pytest.mark.parametrize("layer", [
+    nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, (3, 2), (2, 1), (1, 0), groups=2), nn.BatchNorm2d(4),
+    nn.Conv2d(4, 8, 3, dilation=2, groups=4), nn.AvgPool2d(2, 1), nn.ZeroPad2d((1, 0, 2, -1)),
+])  # fmt: skip
+def test_a_unit_s_row_of_a_convolution(layer):
+    """Channel by channel, as by the whole layer's way back and as by its forward pass."""
+    net = nn.Sequential(layer, nn.ReLU()).eval()
+    op = program(net, torch.Size((4, 7, 6))).ops[0]
+    units = torch.randperm(math.prod(op.outputs), generator=torch.Generator().manual_seed(0))[:40]
+    like = torch.zeros((), dtype=torch.float64)
+    rows = op.first(units, like)
+    assert torch.equal(rows, op.backward(picks(units, op.outputs, like)))
+    x = torch.rand(4, 7, 6, dtype=torch.float64)
+    linear = (op.forward(x[None]) - op.forward(torch.zeros_like(x)[None])).flatten()[units]
+    assert torch.allclose((rows * x).flatten(1).sum(1), linear, rtol=0, atol=1e-12)
+
+
+def test_ties_are_settled_in_exact_arithmetic():
+    from fractions import Fraction
+
+    generator = random.Random(0)
+    for _ in range(300):
+        numbers = [
+            generator.choice((generator.gauss(0, 1), 1e-300 * generator.random(), 0.0, 5e-324, -1e200))
+            for _ in range(9)
+        ]
+        pairs = [(number, generator.gauss(0, 1) * 10.0 ** generator.randint(-20, 90)) for number in numbers]
+        pairs = pairs[: generator.randint(0, 9)]
+        assert exact_sum(pairs) == sum((Fraction(a) * Fraction(b) for a, b in pairs), Fraction(0))
 
 
 def test_networks_from_the_libraries_can_be_bounded():
