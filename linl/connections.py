@@ -62,7 +62,8 @@ def with_hidden(done: pd.DataFrame) -> pd.DataFrame:
         return done
     column = "hidden_connections_removed"
     known = done[column] if column in done else pd.Series(float("nan"), done.index)
-    return done.assign(**{column: known.where(known.notna(), [_derived(run) for _, run in done.iterrows()])})
+    rows = zip(known, done.iterrows(), strict=True)
+    return done.assign(**{column: [_derived(run) if pd.isna(share) else share for share, (_, run) in rows]})
 
 
 def _derived(run: pd.Series) -> float:
