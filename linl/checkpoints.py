@@ -6,6 +6,7 @@ What a file belongs to stands in it, as its "identity": settings, seed and data 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -61,12 +62,17 @@ def read_checkpoint(path: Path, identity: dict) -> dict:
     return saved
 
 
+def plain_numbers(numbers_by_name: Mapping) -> dict:
+    """Numbers as Python's own, which a checkpoint holds without running code."""
+    return {str(k): v.item() if hasattr(v, "item") else v for k, v in numbers_by_name.items()}
+
+
 def refuse_other(path: Path, saved: dict, identity: dict) -> None:
     """
     Raises:
         ValueError: a file whose identity is another than this one.
     """
-    differ = sorted(key for key in identity if saved.get(key) != identity[key])
+    differ = sorted(key for key in {*identity, *saved} if saved.get(key) != identity.get(key))
     if differ:
         raise ValueError(
             f"{path} belongs to another training ({', '.join(differ)} differ): use another folder, or delete it "

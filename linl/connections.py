@@ -69,5 +69,8 @@ def with_hidden(done: pd.DataFrame) -> pd.DataFrame:
 def _derived(run: pd.Series) -> float:
     first, *rest = between(widths(run))
     left = round((1 - run["connections_removed"]) * (first + sum(rest)))
-    stay = next((units for units in run["left"] if units), 0)
+    straight = (
+        widths(run)[-1] if left else 0
+    )  # where no hidden unit is left, the output reads the input, or is constant
+    stay = next((units for units in run["left"] if units), straight)
     return 1 - (left - PIXELS[run["dataset"]] * stay) / sum(rest)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from linl.checking import shown
-from linl.checkpoints import load_state, read_checkpoint
+from linl.checkpoints import load_state, plain_numbers, read_checkpoint
 from linl.data import mixed_seed
 from linl.dead_rates import watch
 from linl.files import atomic
@@ -168,11 +168,11 @@ class _Run:
             raise ValueError("the training gave back another network: it must train the one it is given, in place")
         if isinstance(result, History):
             epochs = result.metrics.to_dict("records")
-            self.curve += [{"cycle": cycle, "stage": stage, **_plain(epoch)} for epoch in epochs]
+            self.curve += [{"cycle": cycle, "stage": stage, **plain_numbers(epoch)} for epoch in epochs]
             result = epochs[-1] if epochs else {}
         if isinstance(result, numbers.Real) or (isinstance(result, Tensor) and result.numel() == 1):
             result = {"result": result}
-        return _plain(result) if isinstance(result, Mapping) else {}
+        return plain_numbers(result) if isinstance(result, Mapping) else {}
 
     def call(self, function: Callable, cycle: int, stage: str) -> object:
         """Calls a training function with as much as it wants to know."""
@@ -229,8 +229,3 @@ def _copied(net: nn.Module) -> dict[str, Tensor]:
 
 def _live(net: nn.Module) -> int:
     return sum(int(mask.sum()) for mask in masks_of(net).values())
-
-
-def _plain(numbers_by_name: Mapping) -> dict:
-    """Numbers as Python's own, which a checkpoint holds without running code."""
-    return {str(k): v.item() if hasattr(v, "item") else v for k, v in numbers_by_name.items()}

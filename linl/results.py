@@ -209,7 +209,7 @@ def begin(experiment: str, params: dict[str, Any]) -> Run:
         except Held as who:
             raise Busy(f"{who}: wait until it is done, or stop it (an open notebook: shut down its kernel)") from None
     if overwrite:
-        for path in folder.iterdir():
+        for path in sorted(folder.iterdir(), key=lambda path: path.name != "result.json"):  # first what says finished
             if path.name != LOCK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     with atomic(folder / "params.json") as part:
@@ -320,7 +320,7 @@ def record(run_folder: Path, results_dir: str | Path | None = None) -> Path:
         raise FileNotFoundError(f"{run_folder} has no result.json: a run that isn't finished is not recorded")
     experiment, key, seed = run_folder.parts[-3:]
     target = results_folder(results_dir) / "records" / experiment / key / seed
-    for file in sorted(run_folder.rglob("*")):
+    for file in sorted(run_folder.rglob("*"), key=lambda file: (file.name == "result.json", file)):  # last what says so
         if file.name in RECORDED_FILES:
             with atomic(target / file.relative_to(run_folder)) as part:
                 shutil.copyfile(file, part)

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from linl.checkpoints import load_state, read_checkpoint, read_weights, save_weights
+from linl.checkpoints import load_state, plain_numbers, read_checkpoint, read_weights, save_weights
 from linl.data import mixed_seed
 from linl.devices import (
     autocast,
@@ -170,7 +170,7 @@ def fit(
             how = (seed, precision, saving, verbose, teacher)
             row = _one_epoch(net, model, data, settings, optimizer, peaks, current, *how)
             row |= _validate(net, data, settings.batch_size, where, precision, settings.loss, us)
-            row |= watch(net) if watch else {}
+            row |= plain_numbers(watch(net)) if watch else {}
             state.epoch, state.within = epoch + 1, None
             state.metrics.append(row)
             state.units += _unit_rows(net, epoch + 1)

@@ -45,6 +45,13 @@ def test_where_layers_were_folded_the_first_one_that_is_left_counts():
     assert found[COLUMN].item() == pytest.approx(1 - 2 * 393 / (1000 + 1000 + 78400), abs=1e-12)
 
 
+def test_with_no_hidden_unit_left_nothing_leads_from_one():
+    run = {"network": "mlp", "dataset": "digits", "hidden": "8 8", "left": [0, 0]}
+    given = 64 * 8 + 8 * 8 + 8 * 10
+    line, constant = (run | {"connections_removed": 1 - left / given} for left in (64 * 10, 0))
+    assert with_hidden(pd.DataFrame([line, constant]))[COLUMN].tolist() == [1.0, 1.0]
+
+
 def test_a_record_that_has_it_keeps_it():
     run = {"network": "mlp", "dataset": "digits", "hidden": "8 8", "left": [8, 4], "connections_removed": 0.5}
     both = with_hidden(pd.DataFrame([run | {COLUMN: 0.25}, run | {"connections_removed": (8 * 4 + 4 * 10) / 656}]))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -339,6 +340,32 @@ def test_finished_training_is_loaded_not_redone(tmp_path, capsys):
     pd.testing.assert_frame_equal(again.metrics, first.metrics)
     assert again.seconds == pytest.approx(first.seconds)
     assert evaluate(other, digits).loss == evaluate(net, digits).loss
+
+
+def test_settings_that_only_one_training_has_tell_them_apart(tmp_path):
+    """Either way round: settings that aren't used are in no identity."""
+    digits = linl.data.load("digits", limit=64)
+    for name, extra in (("plain", {}), ("sparse", {"l1": 0.01})):
+        fit(setting()[0], digits, recipe("stability-digits", 1, **extra), folder=tmp_path / name, verbose=False)
+    for name, extra in (("sparse", {}), ("plain", {"l1": 0.01})):
+        with pytest.raises(ValueError, match=r"belongs to another training \(l1 differ\)"):
+            fit(setting()[0], digits, recipe("stability-digits", 1, **extra), folder=tmp_path / name, verbose=False)
+
+
+def test_what_is_watched_may_be_a_number_of_numpy_or_torch(tmp_path):
+    digits, settings = linl.data.load("digits", limit=64), recipe("stability-digits", 3)
+    calls = []
+
+    def watch(net):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return {"a": np.float64(1.5), "b": torch.tensor(2.5)}
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(setting()[0], digits, settings, folder=tmp_path, verbose=False, watch=watch)
+    ended = fit(setting()[0], digits, settings, folder=tmp_path, verbose=False, watch=watch)
+    assert ended.resumed_from == 1 and ended.metrics[["a", "b"]].to_numpy().tolist() == [[1.5, 2.5]] * 3
 
 
 def test_a_folder_of_another_training_is_refused(tmp_path):
