@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from linl.pictures import decoded
 from linl.sources import DataError
 
 SHAPES = {"cifar10": (5000, 1000, 32), "cifar100": (500, 100, 32)}
@@ -50,21 +50,15 @@ def _split(root: Path, num_classes: int, count: int, side: int) -> tuple[Tensor,
         files += (found := sorted((root / name).glob("*.png")))
         if len(found) != count:
             raise DataError(f"{root / name} has {len(found)} pictures (*.png) of {count}. Unpack it anew.")
-    images = torch.from_numpy(np.stack([_picture(file, side) for file in files]))
+    images = torch.stack([_picture(file, side) for file in files])
     labels = torch.arange(num_classes).repeat_interleave(count)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    return images.permute(0, 3, 1, 2)[order].contiguous(), labels[order]
+    return images[order], labels[order]
 
 
-def _picture(file: Path, side: int) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-    except OSError as error:
-        raise DataError(f"{file} can't be read ({error}). Unpack it anew.") from error
-    if pixels.shape != (side, side, 3):
-        size = f"{pixels.shape[1]}×{pixels.shape[0]}"
+def _picture(file: Path, side: int) -> Tensor:
+    pixels = decoded(file)
+    if pixels.shape[1:] != (side, side):
+        size = f"{pixels.shape[2]}×{pixels.shape[1]}"
         raise DataError(f"{file} is {size} pixels, not {side}×{side}: it isn't the original.")
     return pixels

@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from linl.sources import SOURCES
+
 PIXELS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072, "cifar100": 3072}
-OUTPUTS = {"cifar100": 100}  # else 10
 
 
 def count(net: nn.Module) -> tuple[int, int]:
@@ -48,7 +49,7 @@ def widths(run: Mapping[str, Any]) -> list[int]:
         run: its `network` ("mlp" or "autoencoder"), `dataset` (a name in `PIXELS`) and `hidden` ("100 100").
     """
     pixels = PIXELS[run["dataset"]]
-    outputs = pixels if run["network"] == "autoencoder" else OUTPUTS.get(run["dataset"], 10)
+    outputs = pixels if run["network"] == "autoencoder" else SOURCES[run["dataset"]].num_classes
     return [pixels, *(int(word) for word in run["hidden"].split()), outputs]
 
 
@@ -67,10 +68,9 @@ def with_hidden(done: pd.DataFrame) -> pd.DataFrame:
 
 
 def _derived(run: pd.Series) -> float:
-    first, *rest = between(widths(run))
+    pixels, *_, outputs = sizes = widths(run)
+    first, *rest = between(sizes)
     left = round((1 - run["connections_removed"]) * (first + sum(rest)))
-    straight = (
-        widths(run)[-1] if left else 0
-    )  # where no hidden unit is left, the output reads the input, or is constant
+    straight = outputs if left else 0  # with no hidden unit left, the output reads the input or is constant
     stay = next((units for units in run["left"] if units), straight)
-    return 1 - (left - PIXELS[run["dataset"]] * stay) / sum(rest)
+    return 1 - (left - pixels * stay) / sum(rest)
