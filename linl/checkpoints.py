@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from linl.files import atomic, first_line
+from linl.identities import refuse_other
 
 
 def save_weights(net: nn.Module, path: Path, training: dict | None = None) -> None:
@@ -65,19 +66,6 @@ def read_checkpoint(path: Path, identity: dict) -> dict:
 def plain_numbers(numbers_by_name: Mapping) -> dict:
     """Numbers as Python's own, which a checkpoint holds without running code."""
     return {str(k): v.item() if hasattr(v, "item") else v for k, v in numbers_by_name.items()}
-
-
-def refuse_other(path: Path, saved: dict, identity: dict) -> None:
-    """
-    Raises:
-        ValueError: a file whose identity is another than this one.
-    """
-    differ = sorted(key for key in {*identity, *saved} if saved.get(key) != identity.get(key))
-    if differ:
-        raise ValueError(
-            f"{path} belongs to another training ({', '.join(differ)} differ): use another folder, or delete it "
-            "to start anew"
-        )
 
 
 def load_state(path: Path, net: nn.Module, state: dict) -> None:

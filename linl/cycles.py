@@ -19,6 +19,7 @@ from linl.data import mixed_seed
 from linl.dead_rates import watch
 from linl.files import atomic
 from linl.graph import clone
+from linl.identities import START, in_short, network_identity
 from linl.masks import mask_, masked_layers, masks_of
 from linl.pruning import prune, pruned, refuse_settings
 from linl.train import History
@@ -66,6 +67,7 @@ def prune_cycles(
     loss: str = "cross_entropy",
     seed: int = 0,
     folder: str | Path | None = None,
+    other_start: bool = False,
 ) -> CyclesReport:
     """Trains a network, then in each cycle prunes it, rewinds it and trains it again under its masks.
 
@@ -88,11 +90,13 @@ def prune_cycles(
         seed: of what is random in the scores, and of the trainings.
         folder: for `cycles.pt`, the state after the newest finished cycle, and `cycles.csv`. A run that was killed goes
             on from there, as does one that is given more cycles; with a training that is deterministic it ends with
-            the same masks.
+            the same masks. What is there must be of the same settings and of the same network, as it is given here.
+        other_start: go on with what is in the folder even if that network had other weights than this one, as networks
+            have that are made without a seed.
 
     Raises:
         ValueError: as `linl.prune`; an unknown rewind or variant, "late" without `early`, cycles below 1, or a folder
-            with another run's checkpoint.
+            with another run's checkpoint, with what another run's training left, or with more cycles than these.
     """
     refuse_settings(score, rate, ap, batch, activate, loss)
     _refuse(cycles, rewind, early, variant)
@@ -100,9 +104,12 @@ def prune_cycles(
     mask_(run.net, masks_of(run.net))
     identity = {
         "score": score, "rate": rate, "ap": ap, "rewind": rewind, "variant": variant, "activate": activate,
-        "loss": loss, "seed": seed, "layers": [[name, *mask.shape] for name, mask in masks_of(run.net).items()],
+        "loss": loss, "seed": seed, START: None if other_start else network_identity(run.net),
+        "batch": None if batch is None else [in_short(part) for part in batch],
     }  # fmt: skip
-    resumed = run.resume(identity)
+    resumed = run.resume(identity, cycles)
+    if identity[START] is None:
+        identity[START] = network_identity(run.net)
     if run.target is None:
         if rewind == "late":
             run.call(early, 0, "early")
@@ -206,15 +213,36 @@ class _Run:
         while self.handed_out:
             shutil.rmtree(self.handed_out.pop(), ignore_errors=True)
 
-    def resume(self, identity: dict) -> int:
+    def resume(self, identity: dict, cycles: int) -> int:
         """Goes on from a checkpoint where there is one; how many trainings are done."""
         path = self.folder / "cycles.pt" if self.folder else None
         if path is None or not path.is_file():
+            self.clear(0)
             return 0
         saved = read_checkpoint(path, identity)
+        done = len(saved["rows"])
+        if done > cycles + 1:
+            raise ValueError(f"{path} is of {done - 1} cycles: ask for as many, or more, or use another folder")
+        self.clear(done)
         load_state(path, self.net, saved["net"])
         self.start, self.target, self.rows, self.curve = (saved[k] for k in ("start", "target", "rows", "curve"))
         return len(self.rows)
+
+    def clear(self, cycle: int) -> None:
+        """Removes what trainings before the next cycle's left when the run was killed.
+
+        Raises:
+            ValueError: there is something of a later cycle, which is another run's.
+        """
+        found = sorted(path for path in self.folder.glob("cycle-[0-9][0-9]-*") if path.is_dir()) if self.folder else []
+        if later := [path.name for path in found if int(path.name[6:8]) > cycle]:
+            raise ValueError(
+                f"{self.folder} holds {', '.join(later)} of another run, where cycle {cycle} is next: use another "
+                "folder, or delete these to start anew"
+            )
+        for path in found:
+            if int(path.name[6:8]) < cycle:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _unmasked(net: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,22 +73,25 @@ def load(
     kind, _, path = name.partition(":")
     if kind not in SOURCES:
         raise ValueError(f"unknown data set {name!r}: choose from {', '.join(SOURCES)} (imagefolder:PATH for your own)")
+    if path and kind != "imagefolder":
+        raise ValueError(f"unknown data set {name!r}: only imagefolder takes a path, {kind} is found through LINL_DATA")
     if not 0 <= validation < 1:
         raise ValueError(f"validation = {validation}: a share of the training images, at least 0 and below 1")
     if limit is not None and limit < 1:
         raise ValueError(f"limit = {limit}: at least 1 image, or None for all")
     if size is not None and size < 1:
         raise ValueError(f"size = {size}: at least 1 pixel, or None to leave images as they are")
+    if channels is not None and channels < 1:
+        raise ValueError(f"channels = {channels}: at least 1, or None for the data set's own")
     if normalize is not None and normalize not in NORMALIZATIONS:
         raise ValueError(f"unknown normalization {normalize!r}: choose from {', '.join(NORMALIZATIONS)}, or None")
     source = SOURCES[kind]
     if normalize is not None:
         source = replace(source, mean=NORMALIZATIONS[normalize][0], std=NORMALIZATIONS[normalize][1])
     if source.loader == "imagefolder":
-        own = Path(path).expanduser()
-        below = [] if own.is_absolute() else [folder / (path or "imagenet") for folder in folders(root)]
-        where = [*([own] if path else []), *below]
-        return ImageFolderData.find(where, source, sized(crop, size), validation, seed, limit, workers)
+        return ImageFolderData.find(
+            _of_pictures(path, root), source, sized(crop, size), validation, seed, limit, workers
+        )
     train, test = _digits() if source.loader == "digits" else _small(kind, source, root, download)
     train, validating = _split(train, validation, seed)
     splits = [tuple(t[:limit] for t in split) for split in (train, validating, test)]
@@ -95,6 +99,32 @@ def load(
     count = splits[0][0].shape[1]
     mean, std = ((source.mean * 3)[:count], (source.std * 3)[:count])
     return Images(kind, *splits, source.num_classes, mean, std, source.augment)
+
+
+def pictures_listed(name: str, root: str | Path | None = None) -> str:
+    """Eight digits of a folder of pictures: of its classes' names, how many each has, and the size of the first.
+
+    Args:
+        name, root: as in `load`.
+
+    Returns: "" for another data set, or where there is no such folder.
+    """
+    kind, _, path = name.partition(":")
+    found = [] if kind != "imagefolder" else [f for f in _of_pictures(path, root) if (f / "train").is_dir()]
+    if not found:
+        return ""
+    told = []
+    for folder in sorted(path for path in (found[0] / "train").iterdir() if path.is_dir()):
+        files = sorted(os.listdir(folder))
+        told.append(f"{folder.name} {len(files)} {(folder / files[0]).stat().st_size if files else 0}")
+    return f"{zlib.crc32(' '.join(told).encode()):08x}"
+
+
+def _of_pictures(path: str, root: str | Path | None) -> list[Path]:
+    """Where a folder of pictures may be."""
+    own = Path(path).expanduser()
+    below = [] if own.is_absolute() else [folder / (path or "imagenet") for folder in folders(root)]
+    return [*([own] if path else []), *below]
 
 
 def _split(train: tuple[Tensor, Tensor], share: float, seed: int):
@@ -113,6 +143,8 @@ def _enlarged(images: Tensor, size: int | None, channels: int | None) -> Tensor:
     elif size and images.shape[-1] != size:
         images = images.new_zeros(0, images.shape[1], size, size)
     if channels and images.shape[1] != channels:
+        if images.shape[1] != 1:
+            raise ValueError(f"channels = {channels}: these images have {images.shape[1]}; only one can be repeated")
         images = images.expand(-1, channels, -1, -1).contiguous()
     return images
 

@@ -50,11 +50,11 @@ class Images:
         return len(getattr(self, split)[1])
 
     def fingerprint(self) -> str:
-        """Short text that differs for different training data, or another normalization."""
+        """Short text that differs for different training data, another normalization or other distortions."""
         images, labels = (t.cpu() for t in self.train)
         pixels = images[:: max(1, len(labels) // 100)]
         digest = zlib.crc32(labels.numpy().tobytes() + pixels.contiguous().numpy().tobytes())
-        scale = zlib.crc32(repr((self.mean, self.std)).encode())
+        scale = zlib.crc32(repr((self.mean, self.std, *([self.augment] if self.augment else []))).encode())
         return f"{self.name} {len(labels)}x{self.input_size} {digest:08x} {scale:08x}"
 
     def to(self, device: str | torch.device) -> Images:

@@ -24,6 +24,16 @@ _HELD: dict[Path, IO] = {}
 """Locks of this process; they would shut out each other."""
 
 
+def _not_the_childs() -> None:
+    """A forked child shares its parent's locks; it lets its own copies go, which gives nothing back."""
+    for file in _HELD.values():
+        file.close()
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_not_the_childs)
+
+
 def hold(path: Path, inherit: bool = False) -> None:
     """Takes a lock until `release`, or until the process ends. Taken already by this process: nothing happens.
 
@@ -78,6 +88,7 @@ def release(path: Path) -> None:
     """Gives a lock of this process back."""
     file = _HELD.pop(path.absolute(), None)
     if file is not None:
+        fcntl.flock(file, fcntl.LOCK_UN)  # of a child's copy as well, which closing would leave locked
         file.close()
 
 

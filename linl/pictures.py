@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -92,14 +93,17 @@ class ImageFolderData:
 
     def fingerprint(self) -> str:
         """Short text that differs for different training data, or another normalization."""
-        files = " ".join(Path(path).name for path, _ in self._train.samples) + repr((self.mean, self.std))
-        files += "" if self.crop.interpolation == "bilinear" else self.crop.interpolation
-        return f"{self.name} {self.size('train')}x{self.input_size} {zlib.crc32(files.encode()):08x}"
+        samples = [self._train.samples[i] for i in self._index["train"]]
+        told = [f"{Path(path).parent.name}/{Path(path).name} {label}" for path, label in samples]
+        told += [str(Path(path).stat().st_size) for path, _ in samples[:: max(1, len(samples) // 100)]]
+        told += [repr((self.mean, self.std)), self.crop.interpolation]
+        return f"{self.name} {len(samples)}x{self.input_size} {zlib.crc32(' '.join(told).encode()):08x}"
 
     def to(self, device: str | torch.device) -> ImageFolderData:
         """The same data, its batches arriving on another device."""
-        self.device = device
-        return self
+        moved = copy(self)
+        moved.device = device
+        return moved
 
     def augmented(self, names: Sequence[str]) -> NoReturn:
         """There are no other distortions than its own.

@@ -13,6 +13,7 @@ BESIDE = frozenset(
     {
         "tables", "notebooks", "study", "progress", "provenance", "locks", "__init__", "webpage", "verdicts", "claims",
         "faults", "training_faults", "folding_faults", "proof_faults", "pruning_faults", "errata", "api",
+        "targets", "engine", "logs", "lending", "sliders",
     }
 )  # fmt: skip
 """Files of the package that carry runs out, or read them: no figure comes from them."""

@@ -25,7 +25,7 @@ from typing import Any
 
 import pandas as pd
 
-from linl.data import PROJECT, in_checkout
+from linl.data import PROJECT, in_checkout, pictures_listed
 from linl.devices import cores
 from linl.files import atomic
 from linl.locks import Held, hold, release
@@ -39,6 +39,9 @@ RECORDED_FILES = ("params.json", "metrics.csv", "units.csv", "result.json")
 
 LOCK = ".lock"
 """In the folder of a run that someone is at work on."""
+
+_ANEW = ".anew"  # what says that a run was finished, while its folder is emptied to do it again
+_PICTURES = ".pictures"  # which of the folders of that name
 
 
 class ParameterError(ValueError):
@@ -195,26 +198,45 @@ def begin(experiment: str, params: dict[str, Any]) -> Run:
 
     Args:
         experiment: the notebook's name.
-        params: as `parameters` returns them.
+        params: as `parameters` returns them; `overwrite` does a finished run again, one that isn't goes on.
 
     Raises:
         Busy: another process is at work on it.
+        ParameterError: it was begun with other pictures, in a folder of the same name.
         OSError: the folder can't be written.
     """
     folder = run_folder(experiment, params)
-    overwrite = params.get("overwrite") and folder.exists()
-    if overwrite or not (folder / "result.json").is_file():  # a finished run is only shown
-        try:
-            hold(folder / LOCK)
-        except Held as who:
-            raise Busy(f"{who}: wait until it is done, or stop it (an open notebook: shut down its kernel)") from None
-    if overwrite:
-        for path in sorted(folder.iterdir(), key=lambda path: path.name != "result.json"):  # first what says finished
+    listed = pictures_listed(str(params.get("dataset", "")), params.get("data_dir") or None)
+    _refuse_other_pictures(folder, params, listed)
+    if (folder / "result.json").is_file() and not params.get("overwrite"):  # it is only shown
+        return Run(experiment, params, folder)
+    try:
+        hold(folder / LOCK)
+    except Held as who:
+        raise Busy(f"{who}: wait until it is done, or stop it (an open notebook: shut down its kernel)") from None
+    if (folder / "result.json").is_file():
+        os.replace(folder / "result.json", folder / _ANEW)  # killed while emptying, it goes on with that
+    if (folder / _ANEW).is_file():
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == _ANEW):
             if path.name != LOCK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with atomic(folder / "params.json") as part:
-        part.write_text(json.dumps(without_paths(params), indent=1) + "\n")
+    for part in folder.rglob(".*.part"):  # half-written by whoever was killed here
+        part.unlink()
+    for name, content in (("params.json", json.dumps(without_paths(params), indent=1) + "\n"), (_PICTURES, listed)):
+        if content:
+            with atomic(folder / name) as part:
+                part.write_text(content)
     return Run(experiment, params, folder)
+
+
+def _refuse_other_pictures(folder: Path, params: dict[str, Any], listed: str) -> None:
+    """Folders of pictures are told apart by their names alone, so that a run is the same one on every machine."""
+    before = (folder / _PICTURES).read_text() if (folder / _PICTURES).is_file() else ""
+    if before and listed and before != listed:
+        raise ParameterError(
+            f"{params['dataset']}: {folder.parent.name}/{folder.name} was begun with another folder of this name ("
+            "other classes or pictures): rename one of the two, or choose another results_dir"
+        )
 
 
 def set_aside(folder: Path) -> Path:
@@ -320,11 +342,17 @@ def record(run_folder: Path, results_dir: str | Path | None = None) -> Path:
         raise FileNotFoundError(f"{run_folder} has no result.json: a run that isn't finished is not recorded")
     experiment, key, seed = run_folder.parts[-3:]
     target = results_folder(results_dir) / "records" / experiment / key / seed
-    for file in sorted(run_folder.rglob("*"), key=lambda file: (file.name == "result.json", file)):  # last what says so
-        if file.name in RECORDED_FILES:
-            with atomic(target / file.relative_to(run_folder)) as part:
-                shutil.copyfile(file, part)
+    for gone in _recorded(target) - _recorded(run_folder):  # of an earlier run of the same key
+        (target / gone).unlink()
+    for file in sorted(_recorded(run_folder), key=lambda file: (file.name == "result.json", file)):  # last what says so
+        with atomic(target / file) as part:
+            shutil.copyfile(run_folder / file, part)
     return target
+
+
+def _recorded(folder: Path) -> set[Path]:
+    """Of a folder, the small text files."""
+    return {file.relative_to(folder) for file in folder.rglob("*") if file.name in RECORDED_FILES}
 
 
 def runs(

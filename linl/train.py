@@ -8,7 +8,6 @@ minutes. Test images are never looked at here.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import itertools
 import math
@@ -34,11 +33,14 @@ from linl.devices import (
 from linl.epochs import Epoch, take_up_chance
 from linl.files import atomic
 from linl.graph import clone, evaluating
+from linl.identities import START, as_begun, network_identity
 from linl.losses import ADVERSARIES, LOSSES, distillation, l1, pixel_range, stability
 from linl.recipes import OPTIMIZERS, RECIPES, Recipe, recipe  # noqa: F401 - offered here too
 from linl.small_images import one_product_where_images_are_small
 from linl.units import fuse_kernels_, nonlinearity, param_groups, penalty, project_
 from linl.worlds import World, world
+
+KEPT = ("checkpoint.pt", "model.safetensors")
 
 # --- the loop --------------------------------------------------------------------------------------
 
@@ -92,6 +94,7 @@ def fit(
     watch: Callable[[nn.Module], dict[str, float]] | None = None,
     save_every: float = 120.0,
     teacher: nn.Module | None = None,
+    other_start: bool = False,
 ) -> History:
     """Trains a network in place (units, where it has any, by their own group and projection).
 
@@ -101,7 +104,8 @@ def fit(
         settings: a `Recipe`.
         seed: of order, augmentation and dropout. Weights are initialized by whoever made the network.
         folder: for `checkpoint.pt`, `metrics.csv`, `units.csv` (while running) and, at the end,
-            `model.safetensors`; None keeps nothing and can't resume.
+            `model.safetensors`; None keeps nothing and can't resume. What lies there is taken up if it is of the same
+            settings, seed, data and network, as it began.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         precision: "auto", "bf16" or "fp32".
         fused_units: compiled unit kernels (half a second once on the CPU, seconds on a GPU; needs a compiler).
@@ -110,6 +114,8 @@ def fit(
         save_every: seconds after which a checkpoint is written although the epoch isn't done; more where writing
             would take over a fiftieth of the time.
         teacher: whose outputs are the aim, where the recipe's `distill` is above 0; left alone.
+        other_start: take up what lies in the folder even if it began with other weights than these, as networks do that
+            are made without a seed.
 
     As one of torchrun's processes (`linl.distributed` starts them) it trains together with the others, by the rules of
     `linl.worlds`.
@@ -136,6 +142,10 @@ def fit(
     data = data.to(where)
     if settings.augment:
         data = data.augmented(settings.augment)
+    identity = {**settings.identity(), "seed": seed, "data": data.fingerprint()}
+    if folder:
+        taken_up = any((folder / name).is_file() for name in KEPT)
+        identity[START] = None if taken_up and other_start else as_begun(net, folder.resolve(), taken_up)
     net.to(where)
     if has_convolutions(net):
         net.to(memory_format=torch.channels_last)
@@ -144,8 +154,7 @@ def fit(
     optimizer = OPTIMIZERS[settings.optimizer](groups, settings)
     teacher = _Teacher(teacher, settings, where, precision) if teacher is not None else None
     peaks = [group["lr"] for group in optimizer.param_groups]
-    identity = {**settings.identity(), "seed": seed, "data": data.fingerprint()}
-    identity |= {"teacher": teacher.fingerprint} if teacher else {}
+    identity |= {"teacher": teacher.identity} if teacher else {}
     if (done := _finished(folder, net, identity)) is not None:
         net.eval()
         return replace(done, precision=precision, device=where.type)
@@ -224,10 +233,7 @@ class _Teacher:
         if has_convolutions(self.net):
             self.net.to(memory_format=torch.channels_last)
         self.settings, self.where, self.precision = settings, where, precision
-        digest = hashlib.sha256()
-        for values in net.state_dict().values():
-            digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        self.fingerprint = digest.hexdigest()[:8]
+        self.identity = network_identity(net)
 
     def mixed(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
         """The batch's loss, with the distance to the teacher's outputs as its share."""

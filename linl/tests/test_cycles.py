@@ -191,8 +191,10 @@ def test_a_killed_run_ends_with_the_same_masks(tmp_path, options):
 
     with pytest.raises(KilledError):
         linl.prune_cycles(net_of(), killed, folder=tmp_path / "killed", **options)
-    other = net_of(9)  # started again with other random weights: the first ones count
-    resumed = linl.prune_cycles(other, train, folder=tmp_path / "killed", **options)
+    other = net_of(9)  # made without a seed, say: the first one's weights count, if one wants that
+    with pytest.raises(ValueError, match="weights or layers at its start differ"):
+        linl.prune_cycles(other, train, folder=tmp_path / "killed", **options)
+    resumed = linl.prune_cycles(other, train, folder=tmp_path / "killed", other_start=True, **options)
     assert resumed.resumed_from in (1, 2)
     assert same(resumed.net.state_dict(), whole.net.state_dict()) and resumed.table.equals(whole.table)
     done = linl.prune_cycles(net_of(), killed, folder=tmp_path / "killed", **options)
@@ -206,6 +208,41 @@ def test_another_runs_folder_is_refused(tmp_path):
         linl.prune_cycles(net_of(), train, rate=0.3, cycles=1, folder=tmp_path)
     longer = linl.prune_cycles(net_of(), train, cycles=2, folder=tmp_path)
     assert longer.resumed_from == 2 and len(longer.table) == 3, "more cycles go on from there"
+    with pytest.raises(ValueError, match=r"cycles.pt is of 2 cycles: ask for as many"):
+        linl.prune_cycles(net_of(), train, cycles=1, folder=tmp_path)
+    with pytest.raises(ValueError, match="at its start differ"):
+        linl.prune_cycles(net_of(1), train, cycles=2, folder=tmp_path)
+    tanh = net_of()
+    tanh[2] = nn.Tanh()
+    with pytest.raises(ValueError, match="at its start differ"):
+        linl.prune_cycles(tanh, train, cycles=2, folder=tmp_path)
+
+
+def test_another_batch_for_the_score_is_another_run(tmp_path):
+    linl.prune_cycles(net_of(), train, "snip", cycles=1, batch=(X, Y), folder=tmp_path)
+    with pytest.raises(ValueError, match=r"another training \(batch differ\)"):
+        linl.prune_cycles(net_of(), train, "snip", cycles=1, batch=(-X, Y), folder=tmp_path)
+
+
+def test_what_trainings_of_a_killed_run_left(tmp_path):
+    """Of cycles that are saved it goes; of a later one than the next it is another run's."""
+
+    def killed(net, folder, cycle):
+        folder.mkdir(parents=True)
+        if cycle == 2:
+            raise KilledError
+        return train(net)
+
+    with pytest.raises(KilledError):
+        linl.prune_cycles(net_of(), killed, cycles=3, folder=tmp_path)
+    (tmp_path / "cycle-01-after").mkdir()  # killed after its cycle was saved
+    assert (tmp_path / "cycle-02-after").is_dir()
+    linl.prune_cycles(net_of(), train, cycles=3, folder=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cycles.csv", "cycles.pt"]
+    (tmp_path / "cycle-02-after").mkdir()
+    (tmp_path / "cycles.pt").unlink()
+    with pytest.raises(ValueError, match=r"cycle-02-after of another run, where cycle 0 is next: .* delete these"):
+        linl.prune_cycles(net_of(), train, cycles=3, folder=tmp_path)
 
 
 def test_with_fit_the_curve_is_every_epochs(tmp_path):

@@ -11,6 +11,7 @@ from linl.data import PROJECT
 
 ORDER = [
     "files",
+    "identities",
     "affine",
     "merge",
     "whole",

@@ -191,3 +191,36 @@ def test_the_changed_files_are_gits(tmp_path, monkeypatch):
     assert provenance._changed(head.strip()[:12]) == ("linl/a.py",)
     assert provenance._changed("0123456789ab") is None
     provenance._changed.cache_clear()
+
+
+FORKS = """
+import os, subprocess, sys
+from pathlib import Path
+from linl import locks
+
+path = Path(sys.argv[1])
+look = "import sys, pathlib; from linl import locks; print(locks.held(pathlib.Path(sys.argv[1])))"
+
+def seen():
+    return subprocess.run([sys.executable, "-c", look, str(path)], capture_output=True, text=True).stdout.strip()
+
+locks.hold(path)
+ready, go = os.pipe(), os.pipe()
+if os.fork() == 0:
+    locks.release(path)
+    os.write(ready[1], b"x")
+    os.read(go[0], 1)
+    os._exit(0)
+os.read(ready[0], 1)
+print(seen())
+locks.release(path)
+print(seen())
+os.write(go[1], b"x")
+"""
+
+
+def test_a_lock_that_a_child_has_a_copy_of(tmp_path):
+    """What the child lets go stays the parent's; given back, it is free though the child lives."""
+    command = [sys.executable, "-c", FORKS, str(tmp_path / results.LOCK)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["True", "False"]

@@ -98,6 +98,58 @@ def test_records_hold_small_text_files_and_no_paths(tmp_path):
     assert results.runs("demo", "records")["accuracy"].tolist() == [0.5]
 
 
+def test_to_overwrite_is_to_do_a_finished_run_again_once():
+    """Killed in the middle of that, while it emptied the folder or later, it goes on."""
+    run = begun()
+    run.finish({"accuracy": 0.5})
+    old = run.folder / "start"
+    old.mkdir()
+    (run.folder / "result.json").rename(run.folder / ".anew")  # killed while emptying
+    fresh = begun(overwrite=True)
+    assert not fresh.finished and not old.exists() and not (run.folder / ".anew").exists()
+    (run.folder / "checkpoint.pt").write_bytes(b"x")
+    (run.folder / ".checkpoint.pt.123.part").write_bytes(b"half")  # killed while writing
+    assert not begun(overwrite=True).finished
+    assert (run.folder / "checkpoint.pt").exists() and not (run.folder / ".checkpoint.pt.123.part").exists()
+
+
+def test_a_finished_runs_parameters_stay_as_they_were():
+    run = begun(threads=1)
+    run.finish({})
+    begun(threads=2)
+    assert json.loads((run.folder / "params.json").read_text())["threads"] == 1
+
+
+def test_a_record_made_anew_has_nothing_of_the_one_before():
+    run = begun()
+    for name in ("metrics.csv", "relu/metrics.csv"):
+        (run.folder / name).parent.mkdir(exist_ok=True)
+        (run.folder / name).write_text("x")
+    run.finish({})
+    target = results.record(run.folder)
+    assert (target / "relu" / "metrics.csv").is_file()
+    (run.folder / "relu" / "metrics.csv").unlink()
+    results.record(run.folder)
+    assert (target / "metrics.csv").is_file() and not (target / "relu" / "metrics.csv").exists()
+
+
+def test_two_folders_of_pictures_with_one_name(tmp_path):
+    """A run is the same one wherever its pictures lie; with others it is refused."""
+
+    def pictures(place, *classes, size=1):
+        for name in classes:
+            (tmp_path / place / "birds" / "train" / name).mkdir(parents=True)
+            (tmp_path / place / "birds" / "train" / name / "1.png").write_bytes(b"x" * size)
+        return f"imagefolder:{tmp_path / place / 'birds'}"
+
+    run = begun(dataset=pictures("here", "owl", "wren"))
+    run.finish({})
+    assert begun(dataset=pictures("moved", "owl", "wren")).finished
+    for other in (pictures("there", "owl", "lark"), pictures("larger", "owl", "wren", size=2)):
+        with pytest.raises(results.ParameterError, match="imagefolder:.*birds: .* was begun with another folder"):
+            begun(dataset=other)
+
+
 def test_mean_and_sd():
     assert mean_sd([0.5, 0.7], factor=100) == "60.00 ± 14.14"
     assert mean_sd([0.5]) == "0.50" and mean_sd([]) == "" and mean_sd([None, float("nan")]) == ""

@@ -163,7 +163,7 @@ def test_a_folder_of_another_training_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"checkpoint.pt belongs to another training \(lr differ\)"):
         fit(net, digits, recipe("linlnet-digits", **{**SMALL, "lr": 0.1}), folder=tmp_path)
     other = linl.linearize(linl.models.create("mlp", 10, digits.input_size, width=0.25), "linlu")
-    with pytest.raises(ValueError, match=r"checkpoint.pt belongs to another network"):
+    with pytest.raises(ValueError, match=r"checkpoint.pt belongs to another training \(weights or layers"):
         fit(other, digits, recipe("linlnet-digits", **SMALL), folder=tmp_path)
     for file in ("checkpoint.pt", "model.safetensors"):
         for content in (b"", b"cut short"):
@@ -244,3 +244,65 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     assert history.resumed_from == 1
     straight, _ = setting()
     same(history.metrics, fit(straight, digits, recipe("linlnet-digits", **SMALL), verbose=False).metrics)
+
+
+def test_another_network_to_begin_with_is_another_training(tmp_path):
+    """Other weights, another activation, other layers; a thousandth of a rounding is none of these."""
+    digits, settings = linl.data.load("digits", limit=64), recipe("linlnet-digits", 1, batch_size=32)
+    fit(setting()[0], digits, settings, folder=tmp_path, verbose=False)
+
+    def other(change):
+        net = setting()[0]
+        with torch.no_grad():
+            change(net)
+        return net
+
+    def first(net):
+        return next(m for m in net.modules() if isinstance(m, torch.nn.Linear))
+
+    def renamed(net):
+        name = next(n for n, m in net.named_modules() if isinstance(m, linl.LiNLU))
+        parent, _, last = name.rpartition(".")
+        setattr(net.get_submodule(parent), last, linl.PartialLinear())
+
+    others = [lambda net: net.output.bias.add_(0.01), lambda net: first(net).weight.mul_(1.01), renamed]
+    others += [
+        lambda net: first(net).weight.copy_(first(net).weight.flip(0)),
+        lambda net: setattr(next(m for m in net.modules() if isinstance(m, torch.nn.BatchNorm1d)), "momentum", 0.5),
+    ]
+    for kept in ("model.safetensors", "checkpoint.pt"):
+        for change in others:
+            with pytest.raises(ValueError, match=r"(?s)\(weights or layers at its start differ\).*other_start=True"):
+                fit(other(change), digits, settings, folder=tmp_path, verbose=False)
+        rounded = other(lambda net: [p.mul_(1 + 1e-6) for p in net.parameters()])
+        assert fit(rounded, digits, settings, folder=tmp_path, verbose=False).resumed_from == 1
+        unseeded = other(others[-2])
+        assert fit(unseeded, digits, settings, folder=tmp_path, verbose=False, other_start=True).resumed_from == 1
+        assert torch.equal(first(unseeded).weight, first(rounded).weight)
+        assert fit(setting()[0], digits, settings, folder=tmp_path, verbose=False).resumed_from == 1, "still its own"
+        (tmp_path / kept).unlink()
+
+
+def test_a_cell_run_once_more_goes_on_with_its_own_network(tmp_path):
+    """Interrupted, and again when it is done: the object is no longer what it began as, the training is the same."""
+    digits, settings = linl.data.load("digits", limit=256, validation=0.1), recipe("linlnet-digits", **SMALL)
+    net = setting()[0]
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, Stops(digits, 11), settings, folder=tmp_path, verbose=False, save_every=0)
+    assert fit(net, digits, settings, folder=tmp_path, verbose=False).resumed_from == 1
+    assert fit(net, digits, settings, folder=tmp_path, verbose=False).resumed_from == 3
+    with pytest.raises(ValueError, match="another training"):
+        fit(net, digits, recipe("linlnet-digits", **{**SMALL, "lr": 0.1}), folder=tmp_path, verbose=False)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    ended = fit(net, digits, settings, folder=tmp_path, verbose=False)  # emptied: it begins with the trained network
+    assert ended.resumed_from == 0
+    with pytest.raises(ValueError, match="weights or layers at its start differ"):
+        fit(setting()[0], digits, settings, folder=tmp_path, verbose=False)
+
+
+def test_other_distortions_are_another_training(tmp_path):
+    digits, settings = linl.data.load("digits", limit=64), recipe("linlnet-digits", 1, batch_size=32)
+    fit(setting()[0], digits, settings, folder=tmp_path, verbose=False)
+    with pytest.raises(ValueError, match=r"another training \(data differ\)"):
+        fit(setting()[0], digits.augmented(["flip"]), settings, folder=tmp_path, verbose=False)
