@@ -51,9 +51,10 @@ def fold(
     Args:
         net: in eval mode, without trainable units (`harden` first); left alone.
         example: one input batch (N, ...): sizes, the check and the timing follow it.
-        border: "exact": only what is equal everywhere (where that took a bias map or one matrix over the
-            whole image, for inputs of the example's size alone). "interior": also what is wrong near the
-            border; the error is reported.
+        border: "exact": only what is equal everywhere. Some of it is so for inputs of the example's size alone, and
+            its reason in the report says so: bias maps, one matrix over the whole image, pools and padding that follow
+            the size, strides that meet another size otherwise. "interior": also what is wrong near the border; the
+            error is reported.
         objective: what is made small: "latency" (measured on this machine), "parameters", "macs" or
             "depth". A fold never raises it.
         check: compare every merged run with the original in float64 and, where the objective is latency,

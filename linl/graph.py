@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from linl.aliases import ChangingProxy, second_name
+
 
 class UntraceableError(ValueError):
     """The network's forward can't be written as a graph; the message says where and what to do."""
@@ -61,6 +63,10 @@ class Tracer(fx.Tracer):
         if features is not None:  # timm's own list of functions that look at shapes
             functions = tuple(features.get_notrace_functions())
         super().__init__(autowrap_functions=functions)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """One that notes `+=`."""
+        return ChangingProxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if is_activation(m) or is_norm_act(m):
@@ -109,7 +115,7 @@ def trace(net: nn.Module, own: bool = True) -> fx.GraphModule:
     traced = fx.GraphModule(net, graphs[1], type(net).__name__)
     for name, module in traced.named_modules():
         module.training = modes.get(name, modes[""])
-    return _carry(net, traced)
+    return _carry(net, _hooked(net, traced))
 
 
 _CARRIED = (
@@ -172,7 +178,15 @@ def standing_alone(
             root[node.target] = copy.deepcopy(getattr(net.get_submodule(owner), leaf), memo)
     alone = fx.GraphModule(root, graph, type(net).__name__).eval()
     alone._tracer_cls = graph._tracer_cls = None  # else a saved network asks for linl's tracer
-    return _carry(net, alone)
+    return _carry(net, _hooked(net, alone))
+
+
+def _hooked(net: nn.Module, traced: fx.GraphModule) -> fx.GraphModule:
+    """A traced network with the hooks that the original itself has: its modules have theirs still."""
+    for name, hooks in vars(net).items():
+        if name.startswith(("_forward_hooks", "_forward_pre_hooks")):
+            setattr(traced, name, copy.copy(hooks))
+    return traced
 
 
 def _memory(tensor: Tensor) -> int:
@@ -200,18 +214,21 @@ def graph_of(net: nn.Module) -> fx.Graph:
     """A network's graph in the mode it is in.
 
     Raises:
-        UntraceableError: control flow that depends on data.
+        UntraceableError: control flow that depends on data, or a value changed in place that is read later too.
     """
     later = list(inspect.signature(net.forward).parameters.values())[1:]  # optional arguments keep their defaults
     defaults = {p.name: p.default for p in later if p.default is not inspect.Parameter.empty}
     try:
-        return Tracer().trace(net, defaults or None)
+        graph = Tracer().trace(net, defaults or None)
     except Exception as error:
         why = (str(error).splitlines() or [repr(error)])[0]
         raise UntraceableError(
             f"{type(net).__name__} can't be traced: {why}. Its forward must not branch on the values of "
             "tensors; hand over the part that matters, or rewrite that branch."
         ) from error
+    if trouble := second_name(graph, dict(net.named_modules(remove_duplicate=False))):
+        raise UntraceableError(f"{type(net).__name__} can't be traced: {trouble}. Write y = y + z instead of y += z.")
+    return graph
 
 
 _DROPOUTS = {F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from linl import affine
 from linl import merge as algebra
-from linl.affine import Affine, CannotMerge, Geometry
+from linl.affine import Affine, CannotMerge, Geometry, Size
 from linl.chains import Fork
 from linl.operations import Link
 from linl.whole import pulled, whole, whole_geometry
@@ -38,6 +38,64 @@ def geometry_of(links: Sequence[Link | Fork], border: str, matrix: bool = True) 
 def merged(links: Sequence[Link | Fork], border: str) -> Affine:
     """The links as one layer, in float64, multiplied in the order that costs least (a matrix chain)."""
     return Joint(links, border).layer(0, len(links))
+
+
+def any_size(links: Sequence[Link | Fork], border: str) -> bool:
+    """Whether the one layer that the links become is theirs for inputs of every size, not only for the one they read.
+
+    Sizes matter by what is left over when strides divide them, so as many further ones are tried as there are.
+    """
+    inside = _inside(links)
+    if any(link.fitted for link in inside):
+        return False
+    strides = math.prod(max(link.geometry.stride, default=1) for link in inside if not link.flat)
+    if not links[0].size or any(link.flat for link in links):  # features, or an image whose size a dense layer fixes
+        return not links[0].size or strides == 1
+    geometry = geometry_of(links, border)
+    try:
+        return geometry.bias != "map" and all(
+            geometry_of(_resized(links, tuple(n + more for n in links[0].size)), border) == geometry
+            for more in range(1, min(strides, 64) + 1)
+        )
+    except CannotMerge:
+        return False
+
+
+def _inside(links: Sequence[Link | Fork]) -> list[Link]:
+    """Every link, those of branches included."""
+    found = []
+    for link in links:
+        found += [link] if isinstance(link, Link) else [inner for branch in link.branches for inner in _inside(branch)]
+    return found
+
+
+def _resized(links: Sequence[Link | Fork], size: Size) -> list[Link | Fork]:
+    """The same links for an input of another size.
+
+    Raises:
+        CannotMerge: branches whose sizes differ then, or nothing is left.
+    """
+    made = []
+    for link in links:
+        if isinstance(link, Link):
+            link = replace(link, size=size)
+            size = link.geometry.output_size(size)
+        else:
+            branches = [_resized(branch, size) for branch in link.branches]
+            outs = {_output(branch, size) for branch in branches}
+            if len(outs) > 1:
+                raise CannotMerge("branches of different sizes")
+            link = replace(link, branches=branches, size=size, out=outs.pop())
+            size = link.out
+        if size and min(size) < 1:
+            raise CannotMerge("nothing left")
+        made.append(link)
+    return made
+
+
+def _output(links: Sequence[Link | Fork], size: Size) -> Size:
+    last = links[-1] if links else None
+    return size if last is None else last.out if isinstance(last, Fork) else last.geometry.output_size(last.size)
 
 
 @dataclass(frozen=True)

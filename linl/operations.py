@@ -10,7 +10,7 @@ import math
 import numbers
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -35,6 +35,7 @@ class Link:
         flat: whether its value is features, (N, F), although it read an image.
         numbers: parameters that it has, where that isn't as its geometry says (a factor has none).
         last_axis: works on the last axis of (N, …, F), as a dense layer on tokens does.
+        fitted: its geometry is of this size alone: a pool over all positions, padding that follows the size.
     """
 
     nodes: list[fx.Node]
@@ -45,6 +46,7 @@ class Link:
     flat: bool = False
     last_axis: bool = False
     numbers: int | None = None
+    fitted: bool = False
 
     @property
     def end(self) -> fx.Node:
@@ -122,7 +124,10 @@ class Reader:
         mode = module.padding_mode if any(side for pair in padding for side in pair) else "zeros"
         options = (module.stride, padding, module.dilation, module.groups, mode)
         geometry = affine.conv_geometry(tuple(module.weight.shape), module.bias is not None, *options)
-        return Link([node], geometry, size, lambda: affine.conv(module.weight, module.bias, *options))
+        made = partial(affine.conv, module.weight, module.bias, *options)
+        more = range(1, max(module.stride))
+        fitted = any(_module_padding(module, tuple(n + m for n in size)) != padding for m in more)
+        return Link([node], geometry, size, made, fitted=fitted)
 
     def dense(self, node: fx.Node, module: nn.Module) -> Link:
         if type(module) is not nn.Linear:
@@ -173,16 +178,16 @@ class Reader:
         if geometry.padded and not count_include_pad:
             raise CannotMerge("an average pool that leaves the padding out of its count")
         made = partial(affine.average_pool, channels, kernel, stride, pairs, divisor)
-        return Link([node], geometry, size, made, "pool")
+        return Link([node], geometry, size, made, "pool", fitted=ceil_mode)
 
     def adaptive_pool(self, node: fx.Node, module: nn.Module | None = None) -> Link:
         size, out = self.spatial(node), tuple(self.known[node][2:])
         if size == out:
-            return self.copy_link(node, (1,) * len(size), ((0, 0),) * len(size))
+            return replace(self.copy_link(node, (1,) * len(size), ((0, 0),) * len(size)), fitted=True)
         if any(n % m for n, m in zip(size, out, strict=True)):
             raise CannotMerge(f"an adaptive pool from {_by(size)} to {_by(out)} positions is no even average")
         kernel = tuple(n // m for n, m in zip(size, out, strict=True))
-        return self.pool_link(node, kernel)
+        return replace(self.pool_link(node, kernel), fitted=True)
 
     def mean(self, node: fx.Node, dims, keepdim: bool) -> Link:
         shape = self.known[input_of(node)]
@@ -192,7 +197,7 @@ class Reader:
             raise CannotMerge("a mean over other axes than the image's")
         made = partial(affine.average_pool, shape[1], size, size, ((0, 0),) * len(size))
         geometry = affine.pool_geometry(shape[1], size, size, ((0, 0),) * len(size))
-        return Link([node], geometry, size, made, "pool", flat=not keepdim)
+        return Link([node], geometry, size, made, "pool", flat=not keepdim, fitted=True)
 
     def global_pool(self, node: fx.Node, module: nn.Module) -> Link:
         """timm's FastAdaptiveAvgPool."""

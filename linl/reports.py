@@ -14,7 +14,7 @@ from linl.affine import CannotMerge
 from linl.chains import Chains, Fork
 from linl.checking import shown
 from linl.graph import input_of, is_activation, is_norm_act
-from linl.joining import geometry_of
+from linl.joining import any_size, geometry_of
 from linl.operations import Link
 from linl.planning import Cost, Step, joint_cost, layers_in
 from linl.rewriting import called, weight_of
@@ -89,6 +89,8 @@ def row_of(traced: fx.GraphModule, step: Step, border: str) -> dict:
             verdict, reason = "interior only", str(error)
     elif step.geometry.bias == "map":
         reason = f"exact at the border by a bias map, for {'×'.join(map(str, step.size))} positions"
+    elif not any_size(step.links, border):
+        reason = f"for {'×'.join(map(str, step.size))} positions: strides, pools or padding meet another size otherwise"
     names = _names(step)
     return {
         "layer": weight_of(traced, step)[0], "first": names[0], "last": names[-1],

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from linl.aliases import VIEWS
 from linl.graph import input_of, is_activation, is_norm_act
 
 _FUNCTIONS: dict[Any, type[nn.Module]] = {
@@ -119,9 +120,7 @@ def _in_place_trouble(node: fx.Node) -> str:
     if not node.users:
         return "works in place and its result is not used"
     source, order = input_of(node), {n: i for i, n in enumerate(node.graph.nodes)}
-    views = {"view", "reshape", "flatten", "squeeze", "unsqueeze", "transpose", "permute", operator.getitem,
-             torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.transpose, torch.permute}  # fmt: skip
-    while isinstance(source, fx.Node) and source.target in views:
+    while isinstance(source, fx.Node) and source.target in VIEWS:
         source = input_of(source)
         if any(order[user] > order[node] for user in source.users):
             return "works in place on a view of something that is used later"

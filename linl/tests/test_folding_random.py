@@ -150,6 +150,8 @@ def check_exact(given: Network, objective: str, tally: Tally) -> None:
     assert state(net) == before and torch.equal(x, seen), "the argument was changed"
     tally.see(given, net, small)
     assert linl.verify(net, small, x).equal, "linl.verify says no"
+    if x.ndim > 2 and not small.fold_report.table["reason"].str.contains("positions|one dense matrix").any():
+        other_sizes(net, small, x, tally)
     owned = [{t.data_ptr() for t in (*n.parameters(), *n.buffers()) if t.numel()} for n in (net, small)]
     assert not owned[0] & owned[1], "the folded network shares memory with the given one"
     if objective in OBJECTIVES:
@@ -163,6 +165,21 @@ def check_exact(given: Network, objective: str, tally: Tally) -> None:
     assert removed(small) == layers_called(net, x) - layers_called(small, x), "the report miscounts layers"
     if given.family == "bare" and objective == "depth":
         assert layers_called(small, x) == given.left, f"{layers_called(small, x)} layers are left, not {given.left}"
+
+
+def other_sizes(net: nn.Module, small: nn.Module, x: Tensor, tally: Tally) -> None:
+    """Where no row is for the example's positions alone: equal at every other size that the network takes."""
+    generator = torch.Generator().manual_seed(0)
+    for more in range(-1, 5):
+        size = [n + more for n in x.shape[2:]]
+        other = torch.randn(*x.shape[:2], *size, generator=generator, dtype=x.dtype)
+        try:
+            net(other.clone())
+        except (RuntimeError, ValueError, AssertionError):
+            continue
+        error = apart(net, small, other)
+        assert error <= TOLERANCE, f"off by {error:.1e} at {size} positions"
+        tally["other sizes"] += more != 0
 
 
 def removed(small: nn.Module) -> int:
@@ -248,7 +265,7 @@ def campaign(count: int, start: int = 0) -> int:
             return 1
     print(
         f"{count} networks: {tally['exact']} merges exact, {tally['interior only']} interior only, "
-        f"{tally['refused']} refused; largest relative error {tally.largest:.1e}"
+        f"{tally['refused']} refused; {tally['other sizes']} further sizes; largest relative error {tally.largest:.1e}"
     )
     return 0
 

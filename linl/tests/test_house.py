@@ -19,6 +19,7 @@ ORDER = [
     "kernels",
     "devices",
     "small_images",
+    "aliases",
     "graph",
     "sites",
     "masks",

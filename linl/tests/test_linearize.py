@@ -353,3 +353,60 @@ def test_units_come_in_the_order_of_the_forward_pass():
 
     units = linl.nonlinearity(linl.linearize(Net(), "partial"))["name"].tolist()
     assert units == ["tanh", "relu", "late"]
+
+
+def _second(s, x):
+    y = s.fc(x)
+    old = y
+    y += 1
+    return F.relu(y) + old
+
+
+def _views(s, x):
+    y = s.fc(x)
+    row = y.view(-1)
+    y *= 2
+    return F.relu(y) + row.view(y.shape)
+
+
+def _through_an_identity(s, x):
+    y = s.fc(x)
+    z = s.none(y)
+    z -= 1
+    return F.relu(y) + s.other(z)
+
+
+@pytest.mark.parametrize("forward", [_second, _views, _through_an_identity])
+def test_plus_equals_under_a_second_name_is_refused_where_there_is_no_example(forward):
+    """torch.fx reads it as a new value: the twin would compute something else."""
+    net = made(forward, fc=nn.Linear(4, 4), none=nn.Identity(), other=nn.Linear(4, 4))
+    x = torch.randn(3, 4)
+    for attempt in (linl.linearize, linl.fold_norms, lambda net: linl.fold(net, x)):
+        with pytest.raises(ValueError, match=r"changed in place \(\+=.*y = y \+ z"):
+            attempt(net)
+
+
+def test_plus_equals_is_welcome_where_nothing_else_holds_on_to_the_value():
+    def forward(s, x):
+        y = s.fc(x)
+        y += s.none(x)
+        y = F.relu(y)
+        y *= 2
+        y += 1
+        return s.other(y)
+
+    net, x = made(forward, fc=nn.Linear(4, 4), none=nn.Identity(), other=nn.Linear(4, 4)), torch.randn(3, 4)
+    assert torch.equal(linl.linearize(net, "partial")(x), net(x))
+
+
+@pytest.mark.parametrize("pre", [False, True])
+def test_hooks_on_the_network_itself_stay(pre):
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU()).eval(), torch.randn(3, 4)
+    plain = net(x)
+    if pre:
+        net.register_forward_pre_hook(lambda module, given: (given[0] + 1,))
+    else:
+        net.register_forward_hook(lambda module, given, output: output + 1)
+    assert not torch.equal(net(x), plain)
+    assert torch.equal(linl.linearize(net, "partial")(x), net(x))
+    torch.testing.assert_close(linl.fold_norms(net)(x), net(x))
