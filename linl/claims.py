@@ -7,6 +7,7 @@ claim, published, ours, verdict, seeds, schedule, hardware, source, run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -14,7 +15,7 @@ import pandas as pd
 from linl.connections import with_hidden
 from linl.results import mean_sd, paper
 from linl.tables import hardware, settings, short, unfolded
-from linl.verdicts import share, together, verdict
+from linl.verdicts import otherwise, share, together, verdict
 
 
 def row(
@@ -29,18 +30,49 @@ def row(
     return {"system": system, "claim": claim, "published": published, "ours": ours, "verdict": word, **how}
 
 
-def setting(done: pd.DataFrame, longest: str, **where: Any) -> pd.DataFrame | None:
+@dataclass(frozen=True)
+class Trained:
+    """How a network was trained for a published figure.
+
+    Attributes:
+        epochs: how many.
+        recipes: whose settings are the published ones.
+        named: the parameters of an experiment that tell both.
+    """
+
+    epochs: int
+    recipes: tuple[str, ...]
+    named: tuple[str, str] = ("epochs", "recipe")
+
+    def unlike(self, run: pd.Series) -> str:
+        """What is unlike in a run, of `linl.verdicts.UNLIKE`; "" where nothing is."""
+        epochs, recipe = (run[name] for name in self.named)
+        if epochs < self.epochs:
+            return "shorter schedule"
+        return "" if recipe in self.recipes else "another recipe"
+
+    def told(self, run: pd.Series) -> str:
+        """A run's schedule beside the published one."""
+        epochs, recipe = (run[name] for name in self.named)
+        return f"{epochs} of {self.epochs} epochs, {recipe}"
+
+
+def setting(done: pd.DataFrame, trained: Trained, **where: Any) -> pd.DataFrame | None:
     """The runs of one setting on all images, a row a seed: of those with these parameters the one that was trained
-    longest (by the parameter `longest`), then the newest. None where there is none."""
+    longest, then one by a published recipe, then the newest. None where there is none."""
     for name, value in ({"limit": 0, **where} if len(done) else {}).items():
         done = done[done[name] == value]
     if done.empty:
         return None
-    best = done.sort_values([longest, "finished"]).iloc[-1]["key"]
+    epochs, recipe = trained.named
+    done = done.assign(published=done[recipe].isin(trained.recipes))
+    best = done.sort_values([epochs, "published", "finished"]).iloc[-1]["key"]
     return done[done["key"] == best].sort_values("seed")
 
 
 # --- LiNLNet ---------------------------------------------------------------------------------------
+
+LINLNET = Trained(200, ("linlnet", "linlnet-imagenet"))
 
 
 def linlnet(done: pd.DataFrame) -> list[dict]:
@@ -52,19 +84,18 @@ def _linlnet(published: pd.Series, done: pd.DataFrame) -> dict:
     network, data = published["network"], published["dataset"]
     claim = f"{network}, {data.replace('imagefolder', 'ImageNet')}"
     figures = f"{published['accuracy']} ± {published['sd']} %, {published['linear']} linear"
-    group = setting(done, "epochs", network=network, dataset=data, width=1.0)
+    group = setting(done, LINLNET, network=network, dataset=data, width=1.0)
     if group is None:
         word = "needs ImageNet" if data == "imagefolder" else "not run"
         return row("LiNLNet", claim, figures, published["source"], word)
     first, accuracy = group.iloc[0], 100 * group["linl_test_accuracy"]
-    same = first["epochs"] >= 200 and first["recipe"] in ("linlnet", "linlnet-imagenet")
+    unlike = LINLNET.unlike(first)
     words = {
-        "accuracy": verdict(f"{published['accuracy']}±{published['sd']}", accuracy, within=0.5, same=same),
-        "linear layers": verdict(published["linear"], group["linear"], digits=0, same=same),
+        "accuracy": verdict(f"{published['accuracy']}±{published['sd']}", accuracy, within=0.5, unlike=unlike),
+        "linear layers": verdict(published["linear"], group["linear"], digits=0, unlike=unlike),
     }
     ours = f"{mean_sd(accuracy)} %, {mean_sd(group['linear'], 0)} linear"
-    schedule = f"{first['epochs']} of 200 epochs, {first['recipe']}"
-    return row("LiNLNet", claim, figures, published["source"], together(words), ours, schedule, group)
+    return row("LiNLNet", claim, figures, published["source"], together(words), ours, LINLNET.told(first), group)
 
 
 def memory(done: pd.DataFrame) -> dict:
@@ -89,6 +120,9 @@ def alexnet_smaller(done: pd.DataFrame) -> tuple[float | None, pd.DataFrame]:
 
 # --- Layer Folding ---------------------------------------------------------------------------------
 
+LEARNT = Trained(100, ("layer-folding", "layer-folding-vgg"))
+TUNED = Trained(100, ("fine-tune", "fine-tune-vgg"), ("tune_epochs", "tune_recipe"))
+
 
 def layer_folding(done: pd.DataFrame) -> list[dict]:
     """The published sets, imposed: accuracy; the depth that λ = 0.25 ends with, where it was learnt; similar depths."""
@@ -96,6 +130,10 @@ def layer_folding(done: pd.DataFrame) -> list[dict]:
     rows = [_imposed(published, done) for _, published in known.iterrows()]
     rows += [found for _, published in known.iterrows() if (found := _learnt(published, done))]
     return [*rows, *(_similar(data, done) for data in ("cifar10", "cifar100"))]
+
+
+AS_LEARNT = {"keep": "", "penalty": 0.25, "start": 0.0, "threshold": 0.9}
+"""The published settings of a set that is learnt."""
 
 
 def _place(published: pd.Series) -> dict[str, Any]:
@@ -106,47 +144,47 @@ def _imposed(published: pd.Series, done: pd.DataFrame) -> dict:
     wide = "" if published["width"] == "1" else f" × {published['width']}"
     claim = f"{published['network']}{wide}, {published['dataset']}, {len(published['kept'].split())} kept"
     figures = f"{published['accuracy']} %, depth {published['depth']}"
-    group = setting(done, "tune_epochs", keep=published["kept"], **_place(published))
+    group = setting(done, TUNED, keep=published["kept"], **_place(published))
     if group is None:
         return row("Layer Folding", claim, figures, published["source"])
-    epochs, accuracy = group.iloc[0]["tune_epochs"], 100 * group["tuned_test_accuracy"]
-    word = verdict(published["accuracy"], accuracy, within=0.5, same=epochs >= 100)
-    ours = f"{mean_sd(accuracy)} %, depth {group.iloc[0]['depth_published']}"
-    return row(
-        "Layer Folding", claim, figures, published["source"], word, ours, f"{epochs} of 100 epochs of tuning", group
-    )
+    first, accuracy = group.iloc[0], 100 * group["tuned_test_accuracy"]
+    word = verdict(published["accuracy"], accuracy, within=0.5, unlike=TUNED.unlike(first))
+    ours = f"{mean_sd(accuracy)} %, depth {first['depth_published']}"
+    schedule = f"tuned {TUNED.told(first)}"
+    return row("Layer Folding", claim, figures, published["source"], word, ours, schedule, group)
 
 
 def _learnt(published: pd.Series, done: pd.DataFrame) -> dict | None:
-    group = setting(done, "epochs", keep="", penalty=0.25, start=0.0, **_place(published))
+    group = setting(done, LEARNT, **AS_LEARNT, **_place(published))
     if group is None:
         return None
-    epochs, depth = group.iloc[0]["epochs"], published["depth"]
-    word = verdict(depth, group["depth_published"], digits=0, same=epochs >= 100)
+    first, depth = group.iloc[0], published["depth"]
+    word = verdict(depth, group["depth_published"], digits=0, unlike=LEARNT.unlike(first))
     claim = f"{published['network']}, {published['dataset']}, learnt"
     ours = f"depth {mean_sd(group['depth_published'], 0)}"
-    return row(
-        "Layer Folding", claim, f"depth {depth}", published["source"], word, ours, f"{epochs} of 100 epochs", group
-    )
+    schedule = LEARNT.told(first)
+    return row("Layer Folding", claim, f"depth {depth}", published["source"], word, ours, schedule, group)
 
 
 def _similar(data: str, done: pd.DataFrame) -> dict:
     claim = ("Layer Folding", f"similar depths, {data}", "similar", "arXiv 2106.09309, abstract")
     names = sorted(done.query("dataset == @data and width == 1")["network"].unique()) if len(done) else []
-    how = {"keep": "", "penalty": 0.25, "start": 0.0, "dataset": data, "width": 1.0}
-    groups = [g for name in names if (g := setting(done, "epochs", network=name, **how)) is not None]
+    how = {**AS_LEARNT, "dataset": data, "width": 1.0}
+    groups = [g for name in names if (g := setting(done, LEARNT, network=name, **how)) is not None]
     if len(groups) < 3:
         return row(*claim)
-    depths, epochs = [g["depth_published"].mean() for g in groups], min(g.iloc[0]["epochs"] for g in groups)
-    ours, word = (
-        f"{min(depths):.0f} to {max(depths):.0f}, {len(groups)} networks",
-        share([max(depths) - min(depths) <= 2]),
-    )
-    word = word if epochs >= 100 else f"shorter schedule: {word}"
-    return row(*claim, word, ours, f"{epochs} of 100 epochs", *groups)
+    depths = [g["depth_published"].mean() for g in groups]
+    unlike = next((found for g in groups if (found := LEARNT.unlike(g.iloc[0]))), "")
+    holds = max(depths) - min(depths) <= 2
+    word = otherwise("reproduced", unlike) if holds else f"{unlike}: not reproduced" if unlike else "not reproduced"
+    ours = f"{min(depths):.0f} to {max(depths):.0f}, {len(groups)} networks"
+    return row(*claim, word, ours, "; ".join(sorted({LEARNT.told(g.iloc[0]) for g in groups})), *groups)
 
 
 # --- ReLU stability --------------------------------------------------------------------------------
+
+STABLE, STABLE_CIFAR = Trained(120, ("stability",)), Trained(120, ("stability-cifar",))
+"""The paper distorts CIFAR's images, MNIST's not."""
 
 MEASURES = {  # ours, by what a percentage or a loss is multiplied, and what it may differ by
     "accuracy": ("accuracy", "test_accuracy", 100, 0.1),
@@ -169,20 +207,31 @@ def stability(done: pd.DataFrame) -> list[dict]:
     return rows
 
 
-def _stable(published: pd.Series, done: pd.DataFrame) -> dict:
+def stable_as(published: pd.Series) -> Trained:
+    """How the network of a published row was trained."""
+    return STABLE_CIFAR if published["dataset"].startswith("cifar") else STABLE
+
+
+def stable_setting(published: pd.Series, done: pd.DataFrame) -> pd.DataFrame | None:
+    """Our runs of a published row's setting."""
     where = {name: published[name] for name in ("network", "dataset", "hidden")}
-    group = setting(done, "epochs", l1=float(published["l1"]), adversary="none", **where)
+    plain = {"adversary": "none", "stability_loss": 0.0}
+    return setting(done, stable_as(published), l1=float(published["l1"]), **plain, **where)
+
+
+def _stable(published: pd.Series, done: pd.DataFrame) -> dict:
+    trained, group = stable_as(published), stable_setting(published, done)
     known = {name: how for name, how in MEASURES.items() if published[how[0]]}
     widths = published["hidden"].replace(" ", "-")
     claim = f"{published['network']} {widths}, {published['dataset']}, l1 {float(published['l1']):g}"
     figures = "; ".join(f"{name} {published[how[0]]}" for name, how in known.items())
     if group is None:
         return row("ReLU stability", claim, figures, published["source"])
-    epochs, words, ours = group.iloc[0]["epochs"], {}, []
+    unlike, words, ours = trained.unlike(group.iloc[0]), {}, []
     for name, (column, mine, factor, within) in known.items():
-        words[name] = verdict(published[column], factor * group[mine], within=within, same=epochs >= 120)
+        words[name] = verdict(published[column], factor * group[mine], within=within, unlike=unlike)
         ours.append(f"{name} {mean_sd(group[mine], 4 if name == 'loss' else 2, factor)}")
-    schedule = f"{epochs} of 120 epochs"
+    schedule = trained.told(group.iloc[0])
     return row("ReLU stability", claim, figures, published["source"], together(words), "; ".join(ours), schedule, group)
 
 
@@ -209,15 +258,15 @@ def _fewer(word: str, column: str, done: pd.DataFrame) -> dict:
 
 
 def _ratio(group: pd.DataFrame, column: str) -> float | None:
-    """Regions with the strongest such training, over those with plain training, mean over seeds; None where either is
-    missing, or known only between bounds that are more than a twentieth apart."""
+    """Regions with the strongest such training, at most, over those with plain training, at least, by seeds; None
+    where either is missing, or known only between bounds that are more than a twentieth apart."""
     counts = unfolded(group, "counts")
     plain, such = counts[counts["way"] == "plain"], counts[counts[column] > 0]
     strong = such[such[column] == such[column].max()]
     settled = all((part["upper"] <= 1.05 * part["lower"]).all() for part in (plain, strong))
     if plain.empty or strong.empty or not settled:
         return None
-    return float(strong["lower"].mean() / plain["lower"].mean())
+    return float(strong["upper"].mean() / plain["lower"].mean())
 
 
 # --- Activating-while-Pruning ----------------------------------------------------------------------
@@ -225,6 +274,8 @@ def _ratio(group: pd.DataFrame, column: str) -> float | None:
 AP = "arXiv 2212.06145, abstract; its code: 25 cycles of 50 epochs"
 GAINS = {"cifar10": ("CIFAR-10", 3, 4), "cifar100": ("CIFAR-100", 3, 4), "imagefolder": ("ImageNet", 2, 3)}
 """The abstract's gains, in points, least and most."""
+
+AP_TRAINED = Trained(50, ("ap",))
 
 
 def pruning(done: pd.DataFrame) -> list[dict]:
@@ -239,13 +290,15 @@ def _gain(data: str, done: pd.DataFrame) -> dict:
     found = [(g, points) for g in groups if (points := _points(g)) is not None]
     if not found:
         return row(*claim, "needs ImageNet" if data == "imagefolder" else "not run")
-    points, first = pd.Series([points for _, points in found]), found[0][0].iloc[0]
-    gain, same = points.median(), first["cycles"] >= 25 and first["epochs"] >= 50
+    points = pd.Series([points for _, points in found])
+    unlike = next((other for group, _ in found if (other := AP_TRAINED.unlike(group.iloc[0]))), "")
+    gain = points.median()
+    unlike = "shorter schedule" if any(group.iloc[0]["cycles"] < 25 for group, _ in found) else unlike
     ours = f"{gain:+.2f} points ({points.min():+.2f} to {points.max():+.2f}, {len(points)} methods)"
-    word = "reproduced" if gain >= least else f"{'differs by' if same else 'shorter schedule:'} {gain - least:+.2f}"
-    word += ", on a shorter schedule" if word == "reproduced" and not same else ""
-    schedule = f"{first['network']}, {first['cycles']} cycles of {first['epochs']} epochs"
-    return row(*claim, word, ours, schedule, *(group for group, _ in found))
+    far = f"{unlike + ':' if unlike else 'differs by'} {gain - least:+.2f}"
+    word = otherwise("reproduced", unlike) if gain >= least else far
+    told = {f"{g.iloc[0]['network']}, {g.iloc[0]['cycles']} cycles of {g.iloc[0]['epochs']} epochs" for g, _ in found}
+    return row(*claim, word, ours, "; ".join(sorted(told)), *(group for group, _ in found))
 
 
 def _points(group: pd.DataFrame) -> float | None:

@@ -39,7 +39,11 @@ class Figure:
         return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else 0.0)
 
 
-def verdict(published: str, ours: Sequence[float], *, same: bool = True, within: float = 0.0, digits: int = 2) -> str:
+UNLIKE = {"shorter schedule": "on a shorter schedule", "another recipe": "by another recipe"}
+"""What may be unlike in ours, and how it is told of a figure that is reproduced all the same."""
+
+
+def verdict(published: str, ours: Sequence[float], *, unlike: str = "", within: float = 0.0, digits: int = 2) -> str:
     """Whether ours is the published figure.
 
     They agree if their bars, mean ± one standard deviation, touch, where ours counts no wider than the published one
@@ -49,12 +53,12 @@ def verdict(published: str, ours: Sequence[float], *, same: bool = True, within:
     Args:
         published: as `Figure.read` takes it; empty: unknown, and there is no verdict.
         ours: a value a seed.
-        same: whether the schedule is the published one.
+        unlike: one of `UNLIKE`, where ours isn't trained as published.
         within: see above.
         digits: of a difference that is told.
 
     Returns: "reproduced", "reproduced, on a shorter schedule", "differs by +1.20", "shorter schedule: -3.40",
-        "not run", or "".
+        "another recipe: +0.30", "not run", or "".
     """
     theirs, mine = Figure.read(published), Figure.of(ours)
     if theirs is None:
@@ -63,8 +67,13 @@ def verdict(published: str, ours: Sequence[float], *, same: bool = True, within:
         return "not run"
     apart = mine.mean - theirs.mean
     if abs(apart) <= max(within, theirs.sd + min(mine.sd, theirs.sd)) + 1e-9:
-        return "reproduced" if same else "reproduced, on a shorter schedule"
-    return f"{'differs by' if same else 'shorter schedule:'} {apart:+.{digits}f}"
+        return otherwise("reproduced", unlike)
+    return f"{unlike + ':' if unlike else 'differs by'} {apart:+.{digits}f}"
+
+
+def otherwise(word: str, unlike: str) -> str:
+    """A word that holds, and what was unlike."""
+    return f"{word}, {UNLIKE[unlike]}" if unlike else word
 
 
 def together(verdicts: Mapping[str, str]) -> str:
@@ -78,21 +87,21 @@ def together(verdicts: Mapping[str, str]) -> str:
     return "; ".join(f"{', '.join(names)}: {word}" for word, names in words.items())
 
 
-KINDS = ("reproduced", "reproduced, shorter", "in part", "shorter schedule", "differs", "needs ImageNet", "not run")
+KINDS = ("reproduced", "reproduced, otherwise", "in part", *UNLIKE, "differs", "needs ImageNet", "not run")
 
 
 def kind(word: str) -> str:
     """Which of `KINDS` a verdict is, for counting them."""
-    named = re.compile(r"^[\w, ]+: (?=reproduced|differs|shorter|not |needs|in )")
+    named = re.compile(r"^(?!shorter|another)[\w, ]+: (?=another|reproduced|differs|shorter|not |needs|in )")
     parts = {_kind(named.sub("", part)) for part in word.split("; ")}
     return next(iter(parts)) if len(parts) == 1 else "in part"
 
 
 def _kind(word: str) -> str:
     if word.startswith("reproduced"):
-        return "reproduced, shorter" if "shorter" in word else "reproduced"
-    if "shorter schedule" in word:
-        return "shorter schedule"
+        return "reproduced, otherwise" if word.endswith(tuple(UNLIKE.values())) else "reproduced"
+    if unlike := [name for name in UNLIKE if word.startswith(name)]:
+        return unlike[0]
     if word in KINDS:
         return word
     return "in part" if re.match(r"in \d+ of", word) else "differs"

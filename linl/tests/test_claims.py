@@ -67,9 +67,14 @@ def test_bounds_decide_nothing(settings, word, ours):
 def test_a_gain_on_a_shorter_schedule_says_so():
     table = [{"arm": arm, "cycle": 3, "test_accuracy": a} for arm, a in (("X", 0.5), ("AP-Lite", 0.51))]
     run = {"key": "k-a", "seed": 0, "dataset": "cifar10", "network": "resnet20", "cycles": 3, "epochs": 2, **HOW}
+    run["recipe"] = "ap"
     found = {row["claim"]: row for row in claims.pruning(pd.DataFrame([{**run, "cycles_table": table}]))}
     assert found["accuracy, CIFAR-10"]["verdict"] == "shorter schedule: -2.00"
     assert found["accuracy, CIFAR-10"]["schedule"] == "resnet20, 3 cycles of 2 epochs"
     assert found["accuracy, ImageNet"]["verdict"] == "needs ImageNet"
     full = pd.DataFrame([{**run, "cycles": 25, "epochs": 50, "cycles_table": table}])
     assert claims.pruning(full)[0]["verdict"] == "differs by -2.00"
+    assert claims.pruning(full.assign(recipe="prune-short"))[0]["verdict"] == "another recipe: -2.00"
+    both = pd.concat([full, pd.DataFrame([{**run, "key": "k-b", "score": "lamp", "cycles_table": table}])])
+    assert claims.pruning(both)[0]["verdict"] == "shorter schedule: -2.00", "one of the two is"
+    assert "25 cycles of 50 epochs; resnet20, 3 cycles" in claims.pruning(both)[0]["schedule"]
