@@ -7,13 +7,13 @@ without activations).
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, field
 
 import torch
 from torch import fx
 
 from linl.affine import CannotMerge, Size
+from linl.calls import DIFFERENCES, SUMS
 from linl.operations import Link, Reader, refuse_aliases
 
 
@@ -148,7 +148,7 @@ class _Finder:
             raise CannotMerge("an addition of flattened branches")
         shape = self.known[sources[0]]
         last_axis = any(link.last_axis for branch in branches for link in branch)
-        minus = node.target in (operator.sub, torch.sub, "sub", "sub_", operator.isub)
+        minus = node.target in DIFFERENCES
         size = () if last_axis else tuple(shape[2:])
         out = () if last_axis else tuple(self.known[node][2:])
         channels = shape[-1] if last_axis else shape[1]
@@ -156,9 +156,4 @@ class _Finder:
 
 
 def _is_sum(node: fx.Node) -> bool:
-    return (
-        node.target in _SUMS and len(node.all_input_nodes) >= 1 and all(isinstance(a, fx.Node) for a in node.args[:2])
-    )
-
-
-_SUMS = {operator.add, torch.add, operator.iadd, "add", "add_", operator.sub, torch.sub, "sub", "sub_", operator.isub}
+    return node.target in SUMS and len(node.all_input_nodes) >= 1 and all(isinstance(a, fx.Node) for a in node.args[:2])

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from linl.affine import batchnorm
+from linl.calls import DIFFERENCES, IN_PLACE, SUMS
 from linl.graph import input_of, is_activation, is_norm_act
 from linl.operations import attribute, shared_names
 from linl.sites import works_in_place
@@ -160,7 +161,7 @@ class Channels:
             if sources:
                 self.notes[node] = why
         self.values[node] = found
-        if node.target in _IN_PLACE or works_in_place(self.modules.get(node.target), node):
+        if node.target in IN_PLACE or works_in_place(self.modules.get(node.target), node):
             self.values[input_of(node)] = found  # whoever reads it from here on sees it changed
 
     def _told(self, node: fx.Node) -> str:
@@ -363,7 +364,6 @@ def _asks_for_the_batch(node: fx.Node) -> bool:
     return node.target == "size" and node.args[1:] == (0,)
 
 
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul)
 _MODULES: dict[type[nn.Module], Callable[..., Value | None]] = {
     nn.modules.conv._ConvTransposeNd: lambda channels, node, module, source: None,
     nn.modules.conv._ConvNd: Channels._conv,
@@ -380,10 +380,8 @@ _MODULES: dict[type[nn.Module], Callable[..., Value | None]] = {
 }
 _BY_NAME = dict.fromkeys(("DropPath", "StochasticDepth", "FastAdaptiveAvgPool"), Channels._same)
 _CALLS: dict[object, Callable[..., Value | None]] = {
-    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), Channels._sum),
-    **dict.fromkeys(
-        (operator.sub, operator.isub, torch.sub, "sub", "sub_"), lambda channels, node: channels._sum(node, -1)
-    ),
+    **dict.fromkeys(SUMS - DIFFERENCES, Channels._sum),
+    **dict.fromkeys(DIFFERENCES, lambda channels, node: channels._sum(node, -1)),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), Channels._product),
     **dict.fromkeys((torch.mean, "mean"), Channels._mean),
     **dict.fromkeys(

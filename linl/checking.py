@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from linl.calls import doubled_
 from linl.chains import Fork
-from linl.graph import clone, evaluating, is_norm_act
+from linl.graph import clone, evaluating, is_norm_act, trace
 from linl.operations import Link
 
 
@@ -102,12 +103,15 @@ def values(net: nn.Module, example: Tensor, names: Iterable[str] = ()) -> dict[s
     x = example.detach().to(next((p.device for p in double.parameters()), example.device))
     x = x.double() if x.is_floating_point() else x
     names = set(names)
-    if not names:
-        return {"": one_tensor(double(x))}
     if not isinstance(double, fx.GraphModule):
-        from linl.graph import trace
-
+        if not names:
+            try:
+                return {"": one_tensor(double(x))}
+            except RuntimeError:  # its forward casts to another precision
+                pass
         double = trace(double)
+    if doubled_(double.graph):
+        double.recompile()
     found: dict[str, Tensor] = {}
 
     class Listen(fx.Interpreter):

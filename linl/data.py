@@ -18,6 +18,7 @@ from torch import Tensor
 
 from linl import class_folders
 from linl.crops import Crop, sized
+from linl.files import first_line
 from linl.images import Images, mixed_seed, normalized  # noqa: F401 - offered here too
 from linl.pictures import ImageFolderData
 from linl.sources import (
@@ -210,7 +211,7 @@ def _small(name: str, source: Source, root: str | Path | None, download: bool):
         target.mkdir(parents=True, exist_ok=True)
         return tuple(_tensors(make(target, train=train, download=True)) for train in (True, False))
     except Exception as error:
-        why = str(error).splitlines()[0] if str(error) else repr(error)
+        why = first_line(error)
         raise DataError(
             f"{source.loader} not found (looked in {told}) nor downloaded ({why}). Instead: {how}."
         ) from error

@@ -27,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from linl.calls import SUMS
 from linl.checking import shown
-from linl.folding import refuse_other_function
+from linl.folding import refuse_example, refuse_other_function
 from linl.graph import evaluating, input_of, is_norm_act, shapes, trace
 from linl.masks import LAYERS, harden_masks
 from linl.sites import Site, activation_sites
@@ -111,12 +112,20 @@ def dead_rate(
         raise ValueError(f"{type(net).__name__} has no activation: no unit could be dead")
     like = next((t for t in traced.state_dict().values() if t.is_floating_point()), torch.zeros(()))
     counts: dict[str, _Counts] = {}
+    shape = None
     for batch in _batches(images, batch_size):
         batch = batch.to(like.device)
         batch = batch.to(like.dtype) if batch.is_floating_point() else batch
         if not len(batch):
             continue
+        if counts and batch.shape[1:] != shape:
+            raise ValueError(
+                f"images of shape {tuple(batch.shape[1:])} behind others of {tuple(shape)}: pass a tensor of images, "
+                "one pair (images, labels), or an iterable of batches alike"
+            )
         if not counts:
+            shape = batch.shape[1:]
+            refuse_example(net, batch[:2])
             refuse_other_function(net, traced, batch[:2])
             fixed = _Incoming(traced, sites, batch[:2]).fixed()
             counts = {site.name: _Counts(fixed[site.name]) for site in sites}
@@ -271,7 +280,7 @@ class _Incoming(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         if node.op == "call_module":
             return self._through(self.fetch_attr(node.target), args[0], args, kwargs)
-        if node.target in _SUMS:  # numbers and parameters that are added bring nothing in
+        if node.target in SUMS:  # numbers and parameters that are added bring nothing in
             moving = [a for n, a in zip(node.args, args, strict=True) if isinstance(n, fx.Node) and n.op != "get_attr"]
             return sum(torch.broadcast_to(value, self.known[node]) for value in moving)
         if node.target in _MOVES:
@@ -293,7 +302,6 @@ def _by_channel(weight: Tensor | None, x: Tensor) -> Tensor | float:
     return 1.0 if weight is None else (weight != 0).to(x).view(-1, *[1] * (x.ndim - 2))
 
 
-_SUMS = {operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "add_", "sub", "sub_"}
 _MOVES = {
     torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.cat, torch.mean, torch.sum, F.pad, F.dropout,
     F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d,

@@ -37,6 +37,9 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
 def pick_precision(name: str, device: torch.device) -> str:
     """The precision of a name.
 
@@ -47,7 +50,7 @@ def pick_precision(name: str, device: torch.device) -> str:
     Raises:
         ValueError: neither "auto", "bf16" nor "fp32".
     """
-    if name not in ("auto", "bf16", "fp32"):
+    if name not in PRECISIONS:
         raise ValueError(f'precision {name!r}: choose "auto", "bf16" or "fp32"')
     if name != "auto":
         return name

@@ -15,6 +15,7 @@ from linl.affine import Affine
 from linl.chains import Fork, find
 from linl.checking import difference, error, interior_of, one_tensor, shape_of, values
 from linl.cost import latencies
+from linl.files import first_line
 from linl.graph import (
     UntraceableError,
     evaluating,
@@ -239,7 +240,7 @@ def refuse_example(net: nn.Module, example: Tensor) -> object:
         with torch.no_grad(), evaluating(net):
             return net(example)
     except Exception as error:
-        why = (str(error).splitlines() or [repr(error)])[0]
+        why = first_line(error)
         told = f"{tuple(example.shape)}, {example.dtype}"
         raise ValueError(f"{type(net).__name__} doesn't run on this example ({told}): {why}") from error
 

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from linl.aliases import ChangingProxy, second_name
+from linl.calls import positional_
+from linl.files import first_line
 
 
 class UntraceableError(ValueError):
@@ -97,7 +99,10 @@ def trace(net: nn.Module, own: bool = True) -> fx.GraphModule:
             training and evaluation in a way that one graph can't hold.
     """
     if isinstance(net, fx.GraphModule):
-        return clone(net, own)
+        copied = clone(net, own)
+        if positional_(copied.graph):
+            copied.recompile()
+        return copied
     modes = {name: module.training for name, module in net.named_modules()}
     # the first is only compared, so it needs no weights of its own
     copies = [clone(net, own=False).train(), clone(net, own).eval()]
@@ -221,13 +226,14 @@ def graph_of(net: nn.Module) -> fx.Graph:
     try:
         graph = Tracer().trace(net, defaults or None)
     except Exception as error:
-        why = (str(error).splitlines() or [repr(error)])[0]
+        why = first_line(error)
         raise UntraceableError(
             f"{type(net).__name__} can't be traced: {why}. Its forward must not branch on the values of "
             "tensors; hand over the part that matters, or rewrite that branch."
         ) from error
     if trouble := second_name(graph, dict(net.named_modules(remove_duplicate=False))):
         raise UntraceableError(f"{type(net).__name__} can't be traced: {trouble}. Write y = y + z instead of y += z.")
+    positional_(graph)
     return graph
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,15 @@ class Guard(nn.Module):
         self.register_buffer("lower", box.lower.clone(), persistent=True)
         self.register_buffer("upper", box.upper.clone(), persistent=True)
         self.outside = 0
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Guard:
+        """`.half()` and its like: the box keeps its corners, which rounding would move."""
+        corners = {"lower": self.lower, "upper": self.upper}
+        super()._apply(fn, recurse)
+        for name, corner in corners.items():
+            if (moved := getattr(self, name)).dtype != corner.dtype:
+                setattr(self, name, corner.to(moved.device))
+        return self
 
     def excess(self, x: Tensor) -> Tensor:
         """By how much each input (N, *shape) lies outside the nearest box, at its worst position; (N,), 0 inside."""

@@ -10,16 +10,14 @@ and whatever mixes channels in another way (a LayerNorm, attention).
 
 from __future__ import annotations
 
-import operator
-
 import torch
 from torch import Tensor, fx, nn
 
+from linl.calls import SUMS
 from linl.graph import input_of, is_norm_act
 from linl.masks import LAYERS
 from linl.sites import activation_sites
 
-_SUMS = {operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "add_", "sub", "sub_"}
 _PASSES = {torch.flatten, torch.reshape, torch.mean, "flatten", "reshape", "view", "mean", "contiguous"}
 _PASSING = (
     nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd, nn.modules.pooling._MaxPoolNd,
@@ -58,7 +56,7 @@ class Lookahead:
             return torch.ones(())
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
             return _times(self._before(input_of(value), inside), _factor(module))
-        if getattr(value, "target", None) in _SUMS and not inside:
+        if getattr(value, "target", None) in SUMS and not inside:
             terms = [self._before(operand, inside=True) for operand in value.all_input_nodes]
             return _added(terms)
         return self._before(input_of(value), inside) if self._passes(value, module) else torch.ones(())
@@ -75,7 +73,7 @@ class Lookahead:
             return _times(self._after(reader, bent or is_norm_act(module)), _factor(module))
         if reader in self.bends:
             return self._after(reader, True)
-        if reader.target in _SUMS and not bent:
+        if reader.target in SUMS and not bent:
             return self._after(reader, True)
         return self._after(reader, bent) if self._passes(reader, module) else torch.ones(())
 

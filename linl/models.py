@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from linl.files import first_line
 from linl.inits import INITS
 from linl.networks import MLP, VGG, AlexNet, Autoencoder, BasicBlock, InputSizeError, OptionA, ResNet, Size, scaled  # noqa: F401 - found here too
 from linl.weights import archived, is_archive, load_weights_
@@ -221,7 +222,7 @@ def _check_size(name: str, size: Size, classes: int, width: float, options: dict
     except InputSizeError as error:
         raise InputSizeError(f"{name}: {error}") from None
     except RuntimeError as error:
-        raise InputSizeError(f"{name} can't take images of {size}: {str(error).splitlines()[0]}") from None
+        raise InputSizeError(f"{name} can't take images of {size}: {first_line(error)}") from None
 
 
 def _published(name: str, num_classes: int) -> nn.Module:

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from linl import affine
 from linl.affine import Affine, CannotMerge, Geometry, Padding, Size
+from linl.calls import IN_PLACE
 from linl.graph import input_of, is_norm_act
 
 
@@ -80,7 +81,7 @@ class Reader:
     def link(self, node: fx.Node) -> Link | None:
         """The layer that a call is."""
         source = input_of(node)
-        if not isinstance(source, fx.Node) or source not in self.known:
+        if not isinstance(source, fx.Node) or len(self.known.get(source, ())) < 2:  # no axis of channels
             return None
         refuse_aliases(node)
         if node.op == "call_module":
@@ -312,12 +313,9 @@ def norm_trouble(norm: nn.Module) -> str:
 
 def refuse_aliases(node: fx.Node) -> None:
     """An operation in place on a value that others read too changes it for them: it must stay."""
-    in_place = node.target in _IN_PLACE or (isinstance(node.target, str) and node.target.endswith("_"))
+    in_place = node.target in IN_PLACE or (isinstance(node.target, str) and node.target.endswith("_"))
     if node.op != "call_module" and in_place and len(getattr(input_of(node), "users", ())) > 1:
         raise CannotMerge("an operation in place on a value that is used elsewhere too")
-
-
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 
 def _by(size: Size) -> str:

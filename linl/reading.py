@@ -6,7 +6,6 @@ after a layer becomes part of it: one operation less, and tighter intervals.
 
 from __future__ import annotations
 
-import operator
 from dataclasses import replace
 
 import torch
@@ -14,6 +13,8 @@ from torch import Tensor, fx, nn
 
 from linl import affine
 from linl.affine import Affine, CannotMerge
+from linl.calls import DIFFERENCES, SUMS
+from linl.files import first_line
 from linl.graph import clone, input_of, shapes, trace
 from linl.masks import refuse_masks
 from linl.merge import merge
@@ -54,7 +55,7 @@ def program(net: nn.Module, shape: torch.Size) -> Program:
         try:
             net(example)
         except Exception as error:
-            why = (str(error).splitlines() or [repr(error)])[0]
+            why = first_line(error)
             raise ValueError(f"{type(net).__name__} can't take inputs of shape {tuple(shape)}: {why}") from error
         traced = trace(net)
         names = [site.name for site in _sites(traced)]
@@ -75,7 +76,7 @@ def _refuse_other_function(net: nn.Module, read: Program) -> None:
     try:
         y = wide(x.clone())  # it may work in place
     except Exception as error:
-        why = (str(error).splitlines() or [repr(error)])[0]
+        why = first_line(error)
         raise ValueError(f"{type(net).__name__} can't be run in float64, which is how it is read: {why}") from error
     if not (mine.isfinite().all() and y.isfinite().all()):
         raise ValueError(f"{type(net).__name__} gives no finite numbers for ordinary inputs: its weights are too large")
@@ -218,10 +219,10 @@ class _Reading:
         return MaxPool((self._source(input_of(node)),), -1, str(node.target), module)
 
     def _sum(self, node: fx.Node) -> Sum | None:
-        if node.target not in _SUMS or len(node.args) < 2:
+        if node.target not in SUMS | {torch.rsub} or len(node.args) < 2:
             return None
         (a, b), factor = node.args[:2], node.kwargs.get("alpha", 1) if len(node.args) == 2 else node.args[2]
-        signs = [1, -factor if node.target in _DIFFERENCES else factor]
+        signs = [1, -factor if node.target in DIFFERENCES else factor]
         if node.target is torch.rsub:
             signs = [-factor, 1]
         moves = [isinstance(part, fx.Node) and part.op != "get_attr" for part in (a, b)]
@@ -269,7 +270,3 @@ def _refuse(why: str) -> None:
 
 def _detached(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else affine.wide(bias).detach().cpu()
-
-
-_DIFFERENCES = {operator.sub, torch.sub, "sub", "sub_", operator.isub}
-_SUMS = {operator.add, torch.add, operator.iadd, "add", "add_", torch.rsub} | _DIFFERENCES

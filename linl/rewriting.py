@@ -149,7 +149,7 @@ def _absorb_factor(traced: fx.GraphModule, node: fx.Node) -> None:
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.batchnorm._BatchNorm)
     if not isinstance(first, kinds) or before.target in shared or len(before.users) > 1 or is_norm_act(first):
         return
-    if first.weight is None or first._forward_hooks or first._forward_pre_hooks:
+    if first._parameters.get("weight") is None or first._forward_hooks or first._forward_pre_hooks:
         return
     weight = first.weight.double() * module.positive.double()
     first.weight = nn.Parameter(weight.to(first.weight.dtype), first.weight.requires_grad)

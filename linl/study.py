@@ -26,6 +26,7 @@ import yaml
 
 from linl import engine
 from linl.data import PROJECT, in_checkout
+from linl.devices import PRECISIONS
 from linl.files import atomic
 from linl.locks import Held, only_one
 from linl.logs import last_words
@@ -168,14 +169,20 @@ def _checked(given: dict[str, Any], defaults: dict[str, Any], where: str) -> dic
 
 def _check_values(params: dict[str, Any], where: str) -> None:
     """What is known of common parameters without running anything."""
-    from linl import data, models, planning, train
+    from linl import cycles, data, losses, models, planning, scores, stability, train
 
     choices = {"network": models.NETWORKS, "dataset": data.SOURCES, "objective": planning.OBJECTIVES}
     choices |= dict.fromkeys(("recipe", "pretrain_recipe", "tune_recipe"), train.RECIPES)
-    choices |= {"normalize": data.NORMALIZATIONS} if params.get("normalize") else {}
+    choices |= dict.fromkeys(("method", "certify"), stability.METHODS) | {"score": scores.SCORES}
+    choices |= {"rewind": cycles.REWINDS, "adversary": ("none", *losses.ADVERSARIES), "precision": PRECISIONS}
+    choices |= {"normalize": data.NORMALIZATIONS, "device": ("auto", "cpu", "cuda", "mps")}
     for name, known in choices.items():
-        if name in params and str(params[name]).partition(":")[0] not in known:
+        value = str(params.get(name, ""))  # empty ones say what that means in their notebook
+        if value and value.partition(":")[0] not in known:
             raise ParameterError(f"{where}: unknown {name} {params[name]!r}; choose from {', '.join(known)}")
+    for name in ("hidden", "keep", "widths", "depths"):
+        if not all(word.isdecimal() for word in str(params.get(name, "")).split()):
+            raise ParameterError(f'{where}: {name} = {params[name]!r}: whole numbers, as "64 64"')
     lowest = {"image_size": 0, "limit": 0, "threads": 0, "penalty": 0, "start": 0}
     lowest |= dict.fromkeys(("epochs", "pretrain_epochs", "tune_epochs", "batch", "pairs"), 1)
     for name, low in lowest.items():

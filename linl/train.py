@@ -40,6 +40,7 @@ from linl.small_images import one_product_where_images_are_small
 from linl.units import fuse_kernels_, nonlinearity, param_groups, penalty, project_
 from linl.worlds import World, world
 
+SPLITS = ("train", "validation", "test")
 KEPT = ("checkpoint.pt", "model.safetensors")
 
 # --- the loop --------------------------------------------------------------------------------------
@@ -342,7 +343,14 @@ def evaluate(
         batch_size: images at a time; the last batch may be smaller, none is left out.
         loss: a key of `linl.losses.LOSSES`; with another than cross-entropy there is no accuracy: nan.
         together: the processes that all call this, and share the images.
+
+    Raises:
+        ValueError: an unknown split or precision, or a split without images.
     """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f'precision {precision!r}: "fp32" or "bf16"')
     us = together or World()
     of = LOSSES[loss]
     parameter = next(net.parameters(), None)
@@ -363,6 +371,8 @@ def evaluate(
             first += ranked[:, 0].sum().item()
             five += ranked.any(1).sum().item()
     total, first, five, seen = us.totals(total, first, five, seen)
+    if not seen:
+        raise ValueError(f"no images in {split!r}: nothing to score")
     return Score(total / seen, first / seen, five / seen, int(seen))
 
 

@@ -215,6 +215,8 @@ def test_a_guard_warns_or_falls_back():
     assert torch.equal(watched(inside), tiny(inside)) and watched.outside == 0
     with pytest.warns(UserWarning, match="2 of 7 inputs lie outside"):
         watched(torch.cat([inside, outside]))
+    watched = linl.guard(copy.deepcopy(tiny), box)
+    assert watched.half().lower.dtype == torch.float64 and torch.equal(watched.double().upper, box.upper)
     safe = linl.guard(tiny, box, fallback=net)
     mixed = torch.cat([outside[:1], inside, outside[1:]])
     assert torch.allclose(safe(mixed), net(mixed), atol=1e-10) and safe.outside == 2

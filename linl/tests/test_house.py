@@ -20,6 +20,7 @@ ORDER = [
     "devices",
     "small_images",
     "aliases",
+    "calls",
     "graph",
     "sites",
     "masks",

@@ -262,3 +262,17 @@ def test_slow_bf16_convolutions_run_in_float32():
         net(x)
     assert not torch.equal(seen[2], exact), "the hooks are gone"
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_what_cannot_be_scored_is_said_first():
+    net, digits = setting()
+    for options, message in (
+        ({"precision": "fp61"}, "precision 'fp61'"),
+        ({"precision": "auto"}, '"fp32" or "bf16"'),
+        ({"split": "tests"}, "unknown split 'tests': choose from train, validation, test"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(net, digits, **options)
+    bare = linl.data.load("digits", limit=64, validation=0)
+    with pytest.raises(ValueError, match="no images in 'validation'"):
+        evaluate(net, bare, "validation")
