@@ -10,9 +10,9 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -128,12 +128,24 @@ def latencies(nets: Sequence[Callable], x: Tensor, seconds: float = 0.5) -> list
         x: one input batch, on the device that is measured.
         seconds: least time for each.
     """
+    return in_turn([partial(net, x) for net in nets], seconds).median().tolist()
+
+
+def in_turn(calls: Sequence[Callable[[], Any]], seconds: float = 0.5, rounds: int = ROUNDS) -> pd.DataFrame:
+    """Milliseconds of each call, a column each, a row a round; ratios of one row were measured side by side.
+
+    Args:
+        calls: they take turns, so that a slow moment hits all of them.
+        seconds: least time for each, over all rounds.
+        rounds: how many turns each has.
+    """
     timer_of = _timer()
-    timers = [timer_of("net(x)", globals={"net": net, "x": x}, num_threads=torch.get_num_threads()) for net in nets]
+    timers = [timer_of("call()", globals={"call": call}, num_threads=torch.get_num_threads()) for call in calls]
     took = [timer.timeit(1).mean for timer in timers]  # torch calls it twice before, so that compiling isn't counted
-    often = [max(1, round(seconds / ROUNDS / max(one, 1e-9))) for one in took]
-    rounds = [[timer.timeit(n).mean for timer, n in zip(timers, often, strict=True)] for _ in range(ROUNDS)]
-    return [1e3 * median(times) for times in zip(*rounds, strict=True)]
+    often = [max(1, round(seconds / rounds / max(one, 1e-9))) for one in took]
+    return pd.DataFrame(
+        [[1e3 * timer.timeit(n).mean for timer, n in zip(timers, often, strict=True)] for _ in range(rounds)]
+    )
 
 
 def _timer() -> type:

@@ -21,14 +21,24 @@ from linl.verdicts import Figure, share
 
 
 def row(
-    what: str, rival: str, asked: str, where: str, measured: str = "", holds: Sequence[bool] = (), *, done=None
+    what: str,
+    rival: str,
+    asked: str,
+    where: str,
+    measured: str = "",
+    holds: Sequence[bool] = (),
+    *,
+    half: str = "",
+    done=None,
 ) -> dict[str, Any]:
-    """One target; `holds`: of every figure whether it reaches it; `done`: the runs that they are from."""
+    """One target; `holds`: of every figure whether it reaches it; `half`: how far its pairs went; `done`: the runs that
+    they are from."""
     reached = share(holds, "", ("yes", "no"))
     how = {"hardware": "", "where": f"[{where}]({where}.md)", "run": ""}
     if done is not None and len(done):
         how |= {"hardware": hardware(done.iloc[-1]), "run": " ".join(dict.fromkeys(map(short, done["key"])))}
-    return {"what": what, "rival": rival, "asked": asked, "measured": measured, "reached": reached, **how}
+    told = {"what": what, "rival": rival, "asked": asked, "measured": measured, "middle half of pairs": half}
+    return {**told, "reached": reached, **how}
 
 
 def spread(values: Sequence[float], digits: int = 2, limit: float | None = None) -> str:
@@ -38,6 +48,12 @@ def spread(values: Sequence[float], digits: int = 2, limit: float | None = None)
         digits += 1
     low, high = (f"{end:.{digits}f}" for end in ends)
     return low if low == high else f"{low} to {high}"
+
+
+def half_of(pairs: pd.DataFrame, ratio: str) -> str:
+    """From the lowest lower quartile of these ratios to the highest upper one; "" where there were no pairs."""
+    low, high = (pairs[f"{ratio}_{end}"].dropna() if f"{ratio}_{end}" in pairs else [] for end in ("low", "high"))
+    return f"{min(low):.2f} to {max(high):.2f}" if len(low) and len(high) else ""
 
 
 # --- units and training ----------------------------------------------------------------------------
@@ -56,8 +72,10 @@ def units(done: pd.DataFrame) -> list[dict]:
     machine = ["key", "how_gpu", "how_cpu", "how_threads"]  # a setting may have been measured on several
     runs = days.groupby(machine).mean(numeric_only=True) if len(days) else days
     return [
-        _below("a unit's step, fused, × nn.ReLU", 1.1, _of(runs, "fused", "ratio"), days),
-        _below("a unit's step, eager, × nn.ReLU", 3.0, _of(runs, "eager", "ratio"), days),
+        *(
+            _below(f"a unit's step, {way}, × nn.ReLU", limit, _of(runs, way, "ratio"), days, half=_half(runs, way))
+            for way, limit in (("fused", 1.1), ("eager", 3.0))
+        ),
         _below("memory at the peak of a step, fused, × nn.ReLU", 1.1, _of(runs, "fused", "peak_mb", True), days),
         _below("kept for backward by a chain with units, × nn.ReLU", 1.05, _chains(runs), days, 3),
         *(
@@ -86,16 +104,27 @@ def _of(runs: pd.DataFrame, way: str, quantity: str, over_relu: bool = False) ->
     return found
 
 
+def _half(runs: pd.DataFrame, way: str) -> str:
+    ends = {f"ratio_{end}": _of(runs, way, f"ratio_{end}") for end in ("low", "high")}
+    return half_of(pd.DataFrame(ends), "ratio")
+
+
 def _chains(runs: pd.DataFrame) -> list[float]:
     names = [f"chain_mb/{unit}, {way}" for unit in OURS for way in ("fused", "eager")]
     return [run[name] / run["chain_mb/nn.ReLU"] for _, run in runs.iterrows() for name in names]
 
 
 def _below(
-    what: str, limit: float, found: Sequence[float], done: pd.DataFrame, digits: int = 2, rival: str = "nn.ReLU"
+    what: str,
+    limit: float,
+    found: Sequence[float],
+    done: pd.DataFrame,
+    digits: int = 2,
+    rival: str = "nn.ReLU",
+    half: str = "",
 ) -> dict:
     told, holds = spread(found, digits, limit) if found else "", [figure <= limit for figure in found]
-    return row(what, rival, f"≤ {limit:g}", "benchmark-units", told, holds, done=done if found else None)
+    return row(what, rival, f"≤ {limit:g}", "benchmark-units", told, holds, half=half, done=done if found else None)
 
 
 def epochs(done: pd.DataFrame) -> list[dict]:
@@ -103,11 +132,12 @@ def epochs(done: pd.DataFrame) -> list[dict]:
     last = newest(done, ["how_gpu", "how_cpu", "networks", "width"]).tail(1)
     if last.empty or not isinstance(wanted := last.iloc[0].get("targets"), Mapping):
         return [row("an epoch with units, × as fast", "the usual loop", "≥ 2", "benchmark-epoch")]
-    ratio = pd.DataFrame(last.iloc[0]["rows"]).groupby("network", sort=False)["ratio"].median()
+    ratio = pd.DataFrame(last.iloc[0]["rows"]).groupby("network", sort=False)["ratio"]
     return [
         row(f"an epoch of {name} with units, × as fast", "the usual loop", f"≥ {wanted[name]:g}", "benchmark-epoch",
-            f"{times:.2f}", [times >= wanted[name]], done=last)
-        for name, times in ratio.items()
+            f"{pairs.median():.2f}", [pairs.median() >= wanted[name]],
+            half="{:.2f} to {:.2f}".format(*pairs.quantile([0.25, 0.75])), done=last)
+        for name, pairs in ratio
     ]  # fmt: skip
 
 
@@ -156,11 +186,13 @@ def folded(done: pd.DataFrame, asked: float = 1.4) -> list[dict]:
     }  # fmt: skip
     if not lost:
         return [row(*what)]
-    slowest = pd.DataFrame(run["times"]).groupby("network")["times"].min()
+    times = pd.DataFrame(run["times"])
+    slowest = times.groupby("network")["times"].min()
     kept = [name for name in lost if lost[name] <= run["within"]]
     best = max(kept, key=lambda name: slowest[name]) if kept else min(lost, key=lambda name: lost[name])
+    half = half_of(times[(times["network"] == best) & (times["times"] == slowest[best])], "times")
     told = f"{spread([slowest[best]], limit=asked)} for {lost[best]:.1f} points ({best})"
-    return [row(*what, told, [best in kept and slowest[best] >= asked], done=last)]
+    return [row(*what, told, [best in kept and slowest[best] >= asked], half=half, done=last)]
 
 
 def compression(done: pd.DataFrame) -> list[dict]:
@@ -200,7 +232,7 @@ def bounds(done: pd.DataFrame) -> list[dict]:
     last = newest(done, ["how_cpu", "dataset", "hidden"]).tail(1)
     cases = list(last.iloc[0]["cases"]) if len(last) else []
     cases += [{**case, "domain": "ResNet18"} for case in last.iloc[0]["residual"]] if len(last) else []
-    cases = pd.DataFrame(cases, columns=["domain", "bounds", "ms", "output"])
+    cases = pd.DataFrame(cases, columns=["domain", "bounds", "ms", "output", "ratio", "ratio_low", "ratio_high"])
     wide = cases.pivot(index="domain", columns="bounds", values=["ms", "output"])
     rows = []
     for ours, theirs in BESIDE.items():
@@ -209,9 +241,12 @@ def bounds(done: pd.DataFrame) -> list[dict]:
         times, width = (
             (wide[of, mine] / wide[of, rival]).dropna().tolist() if known else [] for of in ("ms", "output")
         )
+        side_by_side = cases.loc[cases["bounds"] == mine, "ratio"].dropna().tolist()
+        times = side_by_side or times  # an older record has medians alone
         how = {"done": last if times else None}
-        told = spread(times, limit=1) if times else ""
-        rows.append(row(f"{ours}, × its time", rival, "≤ 1", "bounds_speed", told, [t <= 1 for t in times], **how))
+        half, told = half_of(cases[cases["bounds"] == mine], "ratio"), spread(times, limit=1) if times else ""
+        what = (f"{ours}, × its time", rival, "≤ 1", "bounds_speed")
+        rows.append(row(*what, told, [t <= 1 for t in times], half=half, **how))
         told = f"{spread(width, 4)} times as wide" if width else ""
         what = (f"{ours}, width of the outputs", rival, "≤ 1, to 1e-6", "bounds_speed")
         rows.append(row(*what, told, [w <= 1 + 1e-6 for w in width], **how))
@@ -262,9 +297,10 @@ def peers(done: pd.DataFrame) -> list[dict]:
         wanted = dict.fromkeys((of, sense, value) for one in some for of, sense, value in one["targets"])
         told = "; ".join(f"{ASKED[of]} {spread(known, limit=value)}" for of, _, value in wanted
                          if (known := [float(one[of]) for one in some if of in one]))  # fmt: skip
-        rows.append(
-            row(what, some[0]["rival"], asked_of(wanted), "benchmark-peers", told, list(map(met, some)), done=last)
-        )
+        half = half_of(pd.DataFrame([one for one in some if one.get("pairs", 1) > 1]), "times")
+        half = half if any(of == "times" for of, _, _ in wanted) else ""
+        what = (what, some[0]["rival"], asked_of(wanted), "benchmark-peers")
+        rows.append(row(*what, told, list(map(met, some)), half=half, done=last))
     beyond = [one["beyond_ms"] for one in lines if one["what"] == "import torch, linl" and "beyond_ms" in one]
     told = spread(beyond, 0) + " ms" if beyond else ""
     asked = ("import linl, beyond torch's own", "import torch", "≤ 1,000 ms", "benchmark-peers")
