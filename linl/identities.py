@@ -6,8 +6,9 @@ a network that was itself computed (folded, tuned) comes out a little otherwise 
 
 from __future__ import annotations
 
-import math
+import contextlib
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -21,30 +22,38 @@ ALL_THE_SAME = (
 LOOKED = 65536  # of a tensor's numbers at most
 NEAR = 1e-3
 
-_BEGUN: WeakKeyDictionary[nn.Module, dict[str, dict]] = WeakKeyDictionary()
+_BEGUN: WeakKeyDictionary[nn.Module, dict[Path, tuple[dict, dict]]] = WeakKeyDictionary()  # as begun, as left
 
 
 def network_identity(net: nn.Module) -> dict:
-    """Modules and weights in short: {"modules": eight digits, "weights": {name: [norm, projection]}}.
+    """Modules and weights in short: {"modules": eight digits, "weights": {name: in short}}.
 
     Functions called in forward, unless it is a traced network's, and what hooks do are not seen.
     """
     told = "\n".join(f"{name} {type(module).__name__} {_told(module)}" for name, module in net.named_modules())
+    told += "".join(f"\n{name} is frozen" for name, values in net.named_parameters() if not values.requires_grad)
     return {
         "modules": f"{zlib.crc32(told.encode()):08x}",
         "weights": {name: in_short(values) for name, values in net.state_dict().items() if isinstance(values, Tensor)},
     }
 
 
-def as_begun(net: nn.Module, folder: Path, taken_up: bool) -> dict:
-    """A network's identity; where a training in this folder is taken up, that from when this process began it there.
+@contextlib.contextmanager
+def begun(net: nn.Module, folder: Path, taken_up: bool) -> Iterator[dict]:
+    """For as long as a network is trained in a folder: its identity; where a training there is taken up that this
+    process began with this very network, the identity from then.
 
-    So a cell that was interrupted, or is run once more, goes on though its network is no longer what it was.
+    So a cell that was interrupted, or is run once more, goes on though its network is no longer what it was. A network
+    that was given other weights in between begins anew.
     """
-    begun = _BEGUN.setdefault(net, {})
-    if not taken_up or str(folder) not in begun:
-        begun[str(folder)] = network_identity(net)
-    return begun[str(folder)]
+    known, now = _BEGUN.setdefault(net, {}), network_identity(net)
+    before = known.get(folder)
+    if before and taken_up and any(_same(now, one) for one in before):
+        now = before[0]
+    try:
+        yield now
+    finally:
+        known[folder] = (now, network_identity(net))
 
 
 def refuse_other(path: Path, saved: dict, identity: dict) -> None:
@@ -63,38 +72,44 @@ def refuse_other(path: Path, saved: dict, identity: dict) -> None:
         )
 
 
+_HOW = ("training", "fused")  # how a module is run, not what it computes
+
+
 def _told(module: nn.Module) -> str:
     """A module's settings, as far as they are plain values or functions; of a traced network its forward as well."""
-    told = {}
-    for name, value in sorted(vars(module).items()):
-        if isinstance(value, bool | int | float | str | tuple) and not name.startswith("_") and name != "training":
-            told[name] = str(value)
-        elif callable(value) and hasattr(value, "__name__"):
-            told[name] = value.__name__
-    return f"{told} {getattr(module, 'code', '')}"
+    told = [(name, _plainly(value)) for name, value in sorted(vars(module).items()) if name not in _HOW]
+    return f"{[one for one in told if one[1] and not one[0].startswith('_')]} {getattr(module, 'code', '')}"
 
 
-def in_short(values: Tensor) -> list[float]:
-    """Its norm, and its product with a wave; of a large tensor, of numbers evenly spread."""
+def _plainly(value: object) -> str:
+    """A setting without where it lies in memory; "" of what isn't one."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_plainly, value))})"
+    if isinstance(value, bool | int | float | str):
+        return repr(value)
+    return getattr(value, "__name__", "") if callable(value) else ""
+
+
+def in_short(values: Tensor) -> dict[str, float]:
+    """Its norm, its product with a wave, and how many are no finite numbers; of a large tensor, of numbers evenly
+    spread."""
     values = values.detach().reshape(-1)
     if not len(values):
-        return [0.0, 0.0]
+        return {"norm": 0.0, "wave": 0.0, "odd": 0}
     values = values[:: max(1, len(values) // LOOKED)].cpu().double()
-    return [values.norm().item(), (values @ torch.cos(2.4 * torch.arange(len(values), dtype=torch.float64))).item()]
+    odd = ~values.isfinite()
+    values = values.masked_fill(odd, 0.0)
+    wave = torch.cos(2.4 * torch.arange(len(values), dtype=torch.float64))
+    return {"norm": values.norm().item(), "wave": (values @ wave).item(), "odd": int(odd.sum())}
 
 
 def _same(saved: object, now: object) -> bool:
-    if isinstance(saved, dict) and isinstance(now, dict) and "weights" in saved and "weights" in now:
-        ours, theirs = now["weights"], saved["weights"]
-        return (
-            saved["modules"] == now["modules"]
-            and ours.keys() == theirs.keys()
-            and all(_near(theirs[name], ours[name]) for name in ours)
-        )
+    """Equal; tensors in short to a thousandth of the larger norm."""
+    if isinstance(saved, dict) and isinstance(now, dict) and saved.keys() == now.keys():
+        if saved.keys() == {"norm", "wave", "odd"}:
+            allowed = NEAR * max(saved["norm"], now["norm"])
+            return saved["odd"] == now["odd"] and all(abs(saved[k] - now[k]) <= allowed for k in ("norm", "wave"))
+        return all(_same(saved[name], now[name]) for name in now)
+    if isinstance(saved, list) and isinstance(now, list):
+        return len(saved) == len(now) and all(_same(*pair) for pair in zip(saved, now, strict=True))
     return saved == now
-
-
-def _near(saved: list[float], now: list[float]) -> bool:
-    """Each number to a thousandth of the larger norm; what is no number is near to what is none either."""
-    allowed = NEAR * max(saved[0], now[0])
-    return all(abs(a - b) <= allowed or (math.isnan(a) and math.isnan(b)) for a, b in zip(saved, now, strict=True))

@@ -7,6 +7,7 @@ geometries alone; numbers are multiplied once, in the order found.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,25 +41,43 @@ def merged(links: Sequence[Link | Fork], border: str) -> Affine:
     return Joint(links, border).layer(0, len(links))
 
 
-def any_size(links: Sequence[Link | Fork], border: str) -> bool:
-    """Whether the one layer that the links become is theirs for inputs of every size, not only for the one they read.
+class Unfit(CannotMerge):
+    """The network itself can't take images of this size."""
 
-    Sizes matter by what is left over when strides divide them, so as many further ones are tried as there are.
+
+def any_size(links: Sequence[Link | Fork], border: str) -> bool:
+    """Whether the one layer that the links become, as it is written, is theirs for inputs of every size that they take.
+
+    Sizes matter by what is left over when strides divide them, along each axis by itself, so as many others are tried.
     """
-    inside = _inside(links)
-    if any(link.fitted for link in inside):
-        return False
-    strides = math.prod(max(link.geometry.stride, default=1) for link in inside if not link.flat)
-    if not links[0].size or any(link.flat for link in links):  # features, or an image whose size a dense layer fixes
-        return not links[0].size or strides == 1
+    size = links[0].size
+    if not size:
+        return True
+    flat = any(link.flat for link in links)
     geometry = geometry_of(links, border)
-    try:
-        return geometry.bias != "map" and all(
-            geometry_of(_resized(links, tuple(n + more for n in links[0].size)), border) == geometry
-            for more in range(1, min(strides, 64) + 1)
-        )
-    except CannotMerge:
+    if geometry.bias == "map":
         return False
+    written = _written(geometry, size, flat)
+    fixed = [link for link in _inside(links) if not link.flat and (link.at is None or link.kind == "conv")]
+    strides = min(64, math.prod(max(link.geometry.stride, default=1) for link in fixed))
+    for axis, more in itertools.product(range(len(size)), range(1 - strides, strides + 1)):
+        other = tuple(n + more * (i == axis) for i, n in enumerate(size))
+        try:
+            if _written(geometry_of(_resized(links, other), border), other, flat) != written:
+                return False
+        except Unfit:
+            continue
+        except CannotMerge:
+            return False
+    return True
+
+
+def _written(geometry: Geometry, size: Size, flat: bool) -> tuple[Geometry, Size]:
+    """As `linl.rewriting.modules_of` writes it: an average over the whole image as one, whatever its size; what makes
+    features of an image otherwise, as a dense layer of just so many."""
+    if geometry.uniform and geometry.kernel == size and not geometry.padded:
+        return replace(geometry, kernel=(0,) * len(size), stride=(0,) * len(size)), ()
+    return geometry, size if flat else ()
 
 
 def _inside(links: Sequence[Link | Fork]) -> list[Link]:
@@ -73,29 +92,35 @@ def _resized(links: Sequence[Link | Fork], size: Size) -> list[Link | Fork]:
     """The same links for an input of another size.
 
     Raises:
-        CannotMerge: branches whose sizes differ then, or nothing is left.
+        Unfit: they can't take it.
+        CannotMerge: one of them is no layer then.
     """
     made = []
     for link in links:
+        if size and min(size) < 1:
+            raise Unfit("nothing is left")
         if isinstance(link, Link):
-            link = replace(link, size=size)
-            size = link.geometry.output_size(size)
+            if link.flat and link.at is None and size != link.size:
+                raise Unfit("a dense layer reads another number of features")
+            link = replace(link, geometry=link.at(size) if link.at else link.geometry, size=size)
         else:
             branches = [_resized(branch, size) for branch in link.branches]
             outs = {_output(branch, size) for branch in branches}
             if len(outs) > 1:
-                raise CannotMerge("branches of different sizes")
+                raise Unfit("branches of different sizes")
             link = replace(link, branches=branches, size=size, out=outs.pop())
-            size = link.out
-        if size and min(size) < 1:
-            raise CannotMerge("nothing left")
+        size = _output([link], size)
         made.append(link)
+    if size and min(size) < 1:
+        raise Unfit("nothing is left")
     return made
 
 
 def _output(links: Sequence[Link | Fork], size: Size) -> Size:
     last = links[-1] if links else None
-    return size if last is None else last.out if isinstance(last, Fork) else last.geometry.output_size(last.size)
+    if last is None or isinstance(last, Fork):
+        return size if last is None else last.out
+    return () if last.flat else last.geometry.output_size(last.size)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ class Link:
         flat: whether its value is features, (N, F), although it read an image.
         numbers: parameters that it has, where that isn't as its geometry says (a factor has none).
         last_axis: works on the last axis of (N, …, F), as a dense layer on tokens does.
-        fitted: its geometry is of this size alone: a pool over all positions, padding that follows the size.
+        at: its geometry for another size, where that is another: a pool over all positions, padding that follows the
+            size. It raises CannotMerge where there is none.
     """
 
     nodes: list[fx.Node]
@@ -47,7 +48,7 @@ class Link:
     flat: bool = False
     last_axis: bool = False
     numbers: int | None = None
-    fitted: bool = False
+    at: Callable[[Size], Geometry] | None = None
 
     @property
     def end(self) -> fx.Node:
@@ -126,9 +127,9 @@ class Reader:
         options = (module.stride, padding, module.dilation, module.groups, mode)
         geometry = affine.conv_geometry(tuple(module.weight.shape), module.bias is not None, *options)
         made = partial(affine.conv, module.weight, module.bias, *options)
-        more = range(1, max(module.stride))
-        fitted = any(_module_padding(module, tuple(n + m for n in size)) != padding for m in more)
-        return Link([node], geometry, size, made, fitted=fitted)
+        same = type(module).__name__ == "Conv2dSame"
+        at = (lambda size: replace(geometry, padding=_module_padding(module, size))) if same else None
+        return Link([node], geometry, size, made, at=at)
 
     def dense(self, node: fx.Node, module: nn.Module) -> Link:
         if type(module) is not nn.Linear:
@@ -179,16 +180,15 @@ class Reader:
         if geometry.padded and not count_include_pad:
             raise CannotMerge("an average pool that leaves the padding out of its count")
         made = partial(affine.average_pool, channels, kernel, stride, pairs, divisor)
-        return Link([node], geometry, size, made, "pool", fitted=ceil_mode)
+        at = partial(_floor_as_ceil, geometry) if ceil_mode else None
+        return Link([node], geometry, size, made, "pool", at=at)
 
     def adaptive_pool(self, node: fx.Node, module: nn.Module | None = None) -> Link:
         size, out = self.spatial(node), tuple(self.known[node][2:])
+        at = partial(_adaptive, self.known[node][1], out)
         if size == out:
-            return replace(self.copy_link(node, (1,) * len(size), ((0, 0),) * len(size)), fitted=True)
-        if any(n % m for n, m in zip(size, out, strict=True)):
-            raise CannotMerge(f"an adaptive pool from {_by(size)} to {_by(out)} positions is no even average")
-        kernel = tuple(n // m for n, m in zip(size, out, strict=True))
-        return replace(self.pool_link(node, kernel), fitted=True)
+            return replace(self.copy_link(node, (1,) * len(size), ((0, 0),) * len(size)), at=at)
+        return replace(self.pool_link(node, at(size).kernel), at=at)
 
     def mean(self, node: fx.Node, dims, keepdim: bool) -> Link:
         shape = self.known[input_of(node)]
@@ -197,8 +197,8 @@ class Reader:
         if not size or wanted != set(range(2, len(shape))):
             raise CannotMerge("a mean over other axes than the image's")
         made = partial(affine.average_pool, shape[1], size, size, ((0, 0),) * len(size))
-        geometry = affine.pool_geometry(shape[1], size, size, ((0, 0),) * len(size))
-        return Link([node], geometry, size, made, "pool", flat=not keepdim, fitted=True)
+        at = lambda size: affine.pool_geometry(shape[1], size, size, ((0, 0),) * len(size))  # noqa: E731
+        return Link([node], at(size), size, made, "pool", flat=not keepdim, at=at)
 
     def global_pool(self, node: fx.Node, module: nn.Module) -> Link:
         """timm's FastAdaptiveAvgPool."""
@@ -316,6 +316,25 @@ def refuse_aliases(node: fx.Node) -> None:
     in_place = node.target in IN_PLACE or (isinstance(node.target, str) and node.target.endswith("_"))
     if node.op != "call_module" and in_place and len(getattr(input_of(node), "users", ())) > 1:
         raise CannotMerge("an operation in place on a value that is used elsewhere too")
+
+
+def _adaptive(channels: int, out: Size, size: Size) -> Geometry:
+    """An adaptive pool's geometry for images of a size."""
+    if any(n % m for n, m in zip(size, out, strict=True)):
+        raise CannotMerge(f"an adaptive pool from {_by(size)} to {_by(out)} positions is no even average")
+    kernel = tuple(n // m for n, m in zip(size, out, strict=True))
+    none = ((0, 0),) * len(size)
+    if size == out:
+        return affine.copy_geometry(channels, kernel, none)
+    return affine.pool_geometry(channels, kernel, kernel, none)
+
+
+def _floor_as_ceil(geometry: Geometry, size: Size) -> Geometry:
+    """A pool's geometry where rounding its output's size up is rounding it down."""
+    spans = zip(size, geometry.padding, geometry.kernel, geometry.stride, strict=True)
+    if any((n + sum(pair) - k) % s for n, pair, k, s in spans):
+        raise CannotMerge("an average pool with ceil_mode")
+    return geometry
 
 
 def _by(size: Size) -> str:

@@ -207,7 +207,8 @@ def begin(experiment: str, params: dict[str, Any]) -> Run:
     """
     folder = run_folder(experiment, params)
     listed = pictures_listed(str(params.get("dataset", "")), params.get("data_dir") or None)
-    _refuse_other_pictures(folder, params, listed)
+    if not params.get("overwrite"):
+        _refuse_other_pictures(folder, params, listed)
     if (folder / "result.json").is_file() and not params.get("overwrite"):  # it is only shown
         return Run(experiment, params, folder)
     try:
@@ -215,6 +216,9 @@ def begin(experiment: str, params: dict[str, Any]) -> Run:
     except Held as who:
         raise Busy(f"{who}: wait until it is done, or stop it (an open notebook: shut down its kernel)") from None
     if (folder / "result.json").is_file():
+        if not params.get("overwrite"):  # finished by the other process, a moment ago
+            release(folder / LOCK)
+            return Run(experiment, params, folder)
         os.replace(folder / "result.json", folder / _ANEW)  # killed while emptying, it goes on with that
     if (folder / _ANEW).is_file():
         for path in sorted(folder.iterdir(), key=lambda path: path.name == _ANEW):
@@ -235,7 +239,7 @@ def _refuse_other_pictures(folder: Path, params: dict[str, Any], listed: str) ->
     if before and listed and before != listed:
         raise ParameterError(
             f"{params['dataset']}: {folder.parent.name}/{folder.name} was begun with another folder of this name ("
-            "other classes or pictures): rename one of the two, or choose another results_dir"
+            "other classes or pictures): rename one of the two, choose another results_dir, or overwrite it"
         )
 
 

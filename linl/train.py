@@ -33,7 +33,7 @@ from linl.devices import (
 from linl.epochs import Epoch, take_up_chance
 from linl.files import atomic
 from linl.graph import clone, evaluating
-from linl.identities import START, as_begun, network_identity
+from linl.identities import START, begun, network_identity
 from linl.losses import ADVERSARIES, LOSSES, distillation, l1, pixel_range, stability
 from linl.recipes import OPTIMIZERS, RECIPES, Recipe, recipe  # noqa: F401 - offered here too
 from linl.small_images import one_product_where_images_are_small
@@ -144,9 +144,22 @@ def fit(
     if settings.augment:
         data = data.augmented(settings.augment)
     identity = {**settings.identity(), "seed": seed, "data": data.fingerprint()}
-    if folder:
-        taken_up = any((folder / name).is_file() for name in KEPT)
-        identity[START] = None if taken_up and other_start else as_begun(net, folder.resolve(), taken_up)
+    how = {"seed": seed, "folder": folder, "where": where, "precision": precision, "us": us}
+    how |= {"fused_units": fused_units, "verbose": verbose, "watch": watch, "save_every": save_every}
+    if not folder:
+        return _fitted(net, data, settings, identity, teacher, **how)
+    taken_up = any((folder / name).is_file() for name in KEPT)
+    with begun(net, folder.resolve(), taken_up) as start:
+        identity[START] = None if taken_up and other_start else start
+        return _fitted(net, data, settings, identity, teacher, **how)
+
+
+def _fitted(
+    net: nn.Module, data, settings: Recipe, identity: dict, teacher: nn.Module | None, *,
+    seed: int, folder: Path | None, where: torch.device, precision: str, us: World, fused_units: bool, verbose: bool,
+    watch: Callable | None, save_every: float,
+) -> History:  # fmt: skip
+    """The training itself, or what is left of it."""
     net.to(where)
     if has_convolutions(net):
         net.to(memory_format=torch.channels_last)

@@ -222,6 +222,8 @@ def test_another_batch_for_the_score_is_another_run(tmp_path):
     linl.prune_cycles(net_of(), train, "snip", cycles=1, batch=(X, Y), folder=tmp_path)
     with pytest.raises(ValueError, match=r"another training \(batch differ\)"):
         linl.prune_cycles(net_of(), train, "snip", cycles=1, batch=(-X, Y), folder=tmp_path)
+    rounded = (X * (1 + 1e-6), Y)
+    assert linl.prune_cycles(net_of(), train, "snip", cycles=1, batch=rounded, folder=tmp_path).resumed_from == 2
 
 
 def test_what_trainings_of_a_killed_run_left(tmp_path):

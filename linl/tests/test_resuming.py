@@ -1,10 +1,12 @@
 """Training that was stopped, killed or done: what is taken up again, what is refused, and what a full disk leaves."""
 
+import inspect
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pandas as pd
@@ -299,6 +301,54 @@ def test_a_cell_run_once_more_goes_on_with_its_own_network(tmp_path):
     assert ended.resumed_from == 0
     with pytest.raises(ValueError, match="weights or layers at its start differ"):
         fit(setting()[0], digits, settings, folder=tmp_path, verbose=False)
+
+
+def test_one_object_with_other_weights_is_another_training(tmp_path):
+    """A loop that gives one network new weights, and says the same folder and seed."""
+    digits, settings = linl.data.load("digits", limit=64), recipe("linlnet-digits", 1, batch_size=32)
+    net = setting()[0]
+    fresh = {name: values.clone() for name, values in net.state_dict().items()}
+    fit(net, digits, settings, folder=tmp_path, verbose=False)
+    net.load_state_dict({name: 0.5 * values for name, values in fresh.items()})
+    with pytest.raises(ValueError, match="weights or layers at its start differ"):
+        fit(net, digits, settings, folder=tmp_path, verbose=False)
+    net.load_state_dict(fresh)
+    assert fit(net, digits, settings, folder=tmp_path, verbose=False).resumed_from == 1
+
+
+def test_what_is_frozen_is_part_of_a_network(tmp_path):
+    digits, settings = linl.data.load("digits", limit=64), recipe("linlnet-digits", 1, batch_size=32)
+    frozen = setting()[0]
+    frozen.output.requires_grad_(False)
+    fit(frozen, digits, settings, folder=tmp_path, verbose=False)
+    with pytest.raises(ValueError, match="weights or layers at its start differ"):
+        fit(setting()[0], digits, settings, folder=tmp_path, verbose=False)
+
+
+def test_infinities_and_functions_among_a_networks_settings(tmp_path):
+    """Masks of attention hold infinities; functions in tuples lie elsewhere in another process."""
+
+    class Masked(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.acts = torch.nn.Linear(64, 10), (torch.relu, torch.tanh)
+            self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+
+        def forward(self, x):
+            return self.acts[0](self.fc(x.flatten(1)))
+
+    def made():
+        torch.manual_seed(0)
+        return Masked()
+
+    digits, settings = linl.data.load("digits", limit=64), recipe("linlnet-digits", 1, batch_size=32)
+    fit(made(), digits, settings, folder=tmp_path, verbose=False)
+    assert fit(made(), digits, settings, folder=tmp_path, verbose=False).resumed_from == 1
+    told = linl.identities.network_identity(made())["modules"]
+    script = "import torch, linl.identities as i\n" + textwrap.dedent(inspect.getsource(Masked))
+    script += "torch.manual_seed(0)\nprint(i.network_identity(Masked())['modules'])"
+    again = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    assert again == told
 
 
 def test_other_distortions_are_another_training(tmp_path):
