@@ -5,9 +5,11 @@ torch.fx reads `y += z` as `y = y + z`, which is the same only as long as nothin
 
 from __future__ import annotations
 
+import itertools
 import operator
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 CHANGED = "changed in place"  # in a node's meta: its first argument
@@ -20,11 +22,16 @@ VIEWS = frozenset(
 )  # fmt: skip
 """Methods and functions whose result may lie in the memory of their first argument."""
 
+_MAY_BE_THE_SAME = frozenset(
+    {"float", "double", "half", "bfloat16", "to", "type", "type_as", "cpu", "cuda", F.dropout, F.dropout1d, F.dropout2d,
+     F.dropout3d, torch.relu_, F.relu_, F.leaky_relu_, F.elu_}
+)  # fmt: skip
 _KEEPING = (nn.Flatten, nn.Unflatten, nn.Identity, nn.modules.dropout._DropoutNd)
+_SIZES = ("size", "dim", "numel", "ndimension", "stride")
 
 
-class ChangingProxy(fx.Proxy):
-    """A proxy that notes where `+=` and its like were written."""
+class _Changing:
+    """Notes where `+=` and its like were written."""
 
     def _changed(self, name: str, other: object) -> fx.Proxy:
         made = getattr(operator, name)(self, other)
@@ -43,6 +50,20 @@ class ChangingProxy(fx.Proxy):
     def __itruediv__(self, other: object) -> fx.Proxy:
         return self._changed("truediv", other)
 
+    def __ipow__(self, other: object) -> fx.Proxy:
+        return self._changed("pow", other)
+
+
+class ChangingProxy(_Changing, fx.Proxy):
+    """A traced value that notes where it is changed in place."""
+
+    def __getattr__(self, name: str) -> fx.Proxy:
+        return _ChangingAttribute(self, name)
+
+
+class _ChangingAttribute(_Changing, fx.proxy.Attribute):
+    """The same of an attribute, `x.mT`."""
+
 
 def second_name(graph: fx.Graph, modules: dict[str, nn.Module]) -> str:
     """Where a value is changed by `+=` that is read later under another name; "" where that is nowhere.
@@ -50,27 +71,56 @@ def second_name(graph: fx.Graph, modules: dict[str, nn.Module]) -> str:
     Args:
         modules: by the names that the graph calls them.
     """
-    order = {node: i for i, node in enumerate(graph.nodes)}
+    order, sizes = {node: i for i, node in enumerate(graph.nodes)}, _sizes(graph)
     for node in graph.nodes:
-        if not node.meta.get(CHANGED) or not isinstance(node.args[0], fx.Node):
+        if not node.meta.get(CHANGED) or not isinstance(node.args[0], fx.Node) or node.args[0] in sizes:
             continue
         for same in _in_one_memory(node.args[0], modules):
-            if any(order[user] > order[node] for user in same.users):
+            if any(order[user] > order[node] and user not in sizes for user in same.users):
                 return f"{node.args[0].name} is changed in place (+= or the like) and read later under another name"
     return ""
 
 
-def _in_one_memory(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
-    """A value, what it may be a view of, and the views of these."""
-    while _is_view(node, modules):
-        node = node.args[0]
-    found = [node]
-    for one in found:
-        found += [user for user in one.users if _is_view(user, modules) and user.args[0] is one]
+def _sizes(graph: fx.Graph) -> set[fx.Node]:
+    """Sizes of values, and what is computed from these alone: numbers, which have no memory in common."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        named = node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
+        read = named or (node.op == "call_method" and node.target in _SIZES)
+        if read or (node.op == "call_function" and node.all_input_nodes and set(node.all_input_nodes) <= found):
+            found.add(node)
     return found
+
+
+def _in_one_memory(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
+    """A value, what it is a view of, and the views of these that may overlap it."""
+    path = [node]
+    while _is_view(path[-1], modules):
+        path.append(path[-1].args[0])
+    found = [node]
+    for part, whole in itertools.pairwise(path):
+        found += [one for one in _views(whole, modules) if one is not part and not _disjoint(one, part)]
+    for one in found:
+        found += [view for view in _views(one, modules) if view not in found]
+    return found + path[1:]
+
+
+def _views(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
+    return [user for user in node.users if _is_view(user, modules) and user.args[0] is node]
+
+
+def _disjoint(one: fx.Node, other: fx.Node) -> bool:
+    """Whether two pieces of a value are two of its parts: x[0] and x[1], two of chunk's pieces."""
+    indices = [n.args[1] for n in (one, other) if n.target is operator.getitem]
+    return len(indices) == 2 and all(isinstance(i, int) for i in indices) and indices[0] != indices[1]
 
 
 def _is_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if not (node.args and isinstance(node.args[0], fx.Node)):
         return False
-    return isinstance(modules.get(node.target), _KEEPING) if node.op == "call_module" else node.target in VIEWS
+    if node.op == "call_module":
+        module = modules.get(node.target)
+        return isinstance(module, _KEEPING) or bool(getattr(module, "inplace", False))
+    transposed = node.target is getattr and node.args[1] in ("T", "mT", "H", "mH", "data", "real")
+    in_place = isinstance(node.target, str) and node.target.endswith("_") and not node.target.endswith("__")
+    return transposed or in_place or bool(node.kwargs.get("inplace")) or node.target in VIEWS | _MAY_BE_THE_SAME

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from linl.calls import doubled_
 from linl.chains import Fork
-from linl.graph import clone, evaluating, is_norm_act, trace
+from linl.graph import clone, evaluating, is_norm_act, run_by, trace
 from linl.operations import Link
 
 
@@ -131,8 +131,8 @@ def values(net: nn.Module, example: Tensor, names: Iterable[str] = ()) -> dict[s
                 found[node.name] = value.clone()  # an in-place operation may come
             return value
 
-    with evaluating(double):
-        found[""] = one_tensor(Listen(double, garbage_collect_values=True).run(x))
+    with evaluating(double), run_by(double, Listen(double, garbage_collect_values=True)):
+        found[""] = one_tensor(double(x))
     return found
 
 

@@ -114,10 +114,13 @@ def pictures_listed(name: str, root: str | Path | None = None) -> str:
     found = [] if kind != "imagefolder" else [f for f in _of_pictures(path, root) if (f / "train").is_dir()]
     if not found:
         return ""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
     told = []
     for folder in sorted(path for path in (found[0] / "train").iterdir() if path.is_dir()):
-        files = sorted(os.listdir(folder))
-        told.append(f"{folder.name} {len(files)} {(folder / files[0]).stat().st_size if files else 0}")
+        files = sorted(name for name in os.listdir(folder) if name.lower().endswith(IMG_EXTENSIONS))
+        first = folder / files[0] if files else folder
+        told += [f"{folder.name} {len(files)} {first.stat().st_size if first.is_file() else 0}"] if files else []
     return f"{zlib.crc32(' '.join(told).encode()):08x}"
 
 

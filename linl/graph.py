@@ -152,7 +152,8 @@ def clone(net: nn.Module, own: bool = True) -> nn.Module:
     """
     held = [v for module in net.modules() for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf]
     memo = {id(v): v.detach().clone() for v in held}
-    return _carry(net, copy.deepcopy(net, memo if own else {id(t): t for t in _tensors(net)} | memo))
+    copied = copy.deepcopy(net, memo if own else {id(t): t for t in _tensors(net)} | memo)
+    return _carry(net, _hooked(net, copied) if isinstance(net, fx.GraphModule) else copied)
 
 
 def part_from_(copied: nn.Module, net: nn.Module) -> None:
@@ -187,11 +188,25 @@ def standing_alone(
 
 
 def _hooked(net: nn.Module, traced: fx.GraphModule) -> fx.GraphModule:
-    """A traced network with the hooks that the original itself has: its modules have theirs still."""
+    """A traced network with the hooks that the original itself has: its modules have theirs still.
+
+    Those of torch.nn.utils compute its own weight, which a copy has by value.
+    """
     for name, hooks in vars(net).items():
         if name.startswith(("_forward_hooks", "_forward_pre_hooks")):
-            setattr(traced, name, copy.copy(hooks))
+            kept = {k: hook for k, hook in hooks.items() if not type(hook).__module__.startswith("torch.nn.utils")}
+            setattr(traced, name, type(hooks)(kept))
     return traced
+
+
+@contextlib.contextmanager
+def run_by(traced: fx.GraphModule, interpreter: fx.Interpreter) -> Iterator[None]:
+    """Calls of a traced network are interpreted, its own hooks around them."""
+    traced.forward = interpreter.run
+    try:
+        yield
+    finally:
+        del traced.forward
 
 
 def _memory(tensor: Tensor) -> int:
@@ -319,6 +334,6 @@ def shapes_and_output(traced: fx.GraphModule, example: Tensor) -> tuple[dict[fx.
             return value
 
     found: dict[fx.Node, torch.Size] = {}
-    with evaluating(traced), torch.no_grad():
-        output = Record(traced, garbage_collect_values=True).run(example)
+    with evaluating(traced), torch.no_grad(), run_by(traced, Record(traced, garbage_collect_values=True)):
+        output = traced(example)
     return found, output

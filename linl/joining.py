@@ -60,7 +60,9 @@ def any_size(links: Sequence[Link | Fork], border: str) -> bool:
     written = _written(geometry, size, flat)
     fixed = [link for link in _inside(links) if not link.flat and (link.at is None or link.kind == "conv")]
     strides = min(64, math.prod(max(link.geometry.stride, default=1) for link in fixed))
-    for axis, more in itertools.product(range(len(size)), range(1 - strides, strides + 1)):
+    far = strides * sum(map(_reach, fixed))  # from there on no further tap can come to lie inside
+    others = [*range(1 - strides, strides + 1), *range(far, far + strides)]
+    for axis, more in itertools.product(range(len(size)), others):
         other = tuple(n + more * (i == axis) for i, n in enumerate(size))
         try:
             if _written(geometry_of(_resized(links, other), border), other, flat) != written:
@@ -70,6 +72,14 @@ def any_size(links: Sequence[Link | Fork], border: str) -> bool:
         except CannotMerge:
             return False
     return True
+
+
+def _reach(link: Link) -> int:
+    """Positions that one output of a link is told by, padding included."""
+    g = link.geometry
+    return max(
+        (k * d + abs(a) + abs(b) for k, d, (a, b) in zip(g.kernel, g.dilation, g.padding, strict=True)), default=0
+    )
 
 
 def _written(geometry: Geometry, size: Size, flat: bool) -> tuple[Geometry, Size]:
@@ -101,7 +111,8 @@ def _resized(links: Sequence[Link | Fork], size: Size) -> list[Link | Fork]:
             raise Unfit("nothing is left")
         if isinstance(link, Link):
             if link.flat and link.at is None and size != link.size:
-                raise Unfit("a dense layer reads another number of features")
+                dense = link.kind != "copy" or link is not links[-1]
+                raise (Unfit if dense else CannotMerge)("another number of features")
             link = replace(link, geometry=link.at(size) if link.at else link.geometry, size=size)
         else:
             branches = [_resized(branch, size) for branch in link.branches]

@@ -131,7 +131,7 @@ RECIPES: dict[str, Recipe] = {
     # same shares of it
     "stability": Recipe(epochs=120, batch_size=128, weight_decay=0.0, decay_every=50, init="kaiming"),
     "stability-cifar": Recipe(epochs=120, batch_size=128, weight_decay=0.0, decay_every=50, init="kaiming", augment=("flip", "affine", "jitter")),  # noqa: E501
-    # their autoencoders: from Kaiming's normal weights they end as one image for all inputs, from torch's own they don't
+    # their autoencoders: from Kaiming's normal weights they end as one image for every input, from torch's they don't
     "stability-autoencoder": Recipe(epochs=120, batch_size=128, weight_decay=0.0, decay_every=50),
     "stability-short": Recipe(epochs=60, batch_size=128, weight_decay=0.0, decay_every=25, init="kaiming"),
     "stability-digits": Recipe(epochs=60, batch_size=32, weight_decay=0.0, decay_every=25, init="kaiming"),

@@ -349,3 +349,36 @@ def test_hooked_layers_stay_and_keywords_are_understood():
     net.a.register_forward_hook(lambda module, inputs, output: 2 * output)
     x = torch.randn(3, 4, dtype=D)
     assert torch.equal(linl.fold(net, x)(x), net(x)), "a hook may change something: nothing is merged over it"
+
+
+@pytest.mark.parametrize(
+    ("layers", "size", "every"),
+    [
+        ([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)], 8, True),
+        ([nn.Conv2d(3, 4, 1, stride=2), nn.Conv2d(4, 5, 1)], 8, True),
+        ([nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)], 8, True),
+        ([nn.Conv2d(3, 4, 2, stride=2, bias=False), nn.Conv2d(4, 5, 3, padding=1)], 8, False),
+        ([nn.Conv2d(3, 4, 1), nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(4, 5, 1)], 8, False),
+        ([nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(4), nn.Conv2d(4, 5, 1)], 8, False),
+        ([nn.Conv2d(3, 4, 1), nn.AvgPool2d(8), nn.Conv2d(4, 5, 1)], 8, False),
+        ([nn.Conv2d(3, 4, 3, padding=6, dilation=6, bias=False), nn.Conv2d(4, 5, 3, padding=1)], 4, False),
+        ([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 6), nn.Flatten()], 8, False),
+    ],
+)
+@torch.no_grad()
+def test_what_holds_for_one_size_alone_says_so(layers, size, every):
+    """And what doesn't say so holds for every size."""
+    net = nn.Sequential(*layers).double().eval()
+    folded = linl.fold(net, torch.randn(1, 3, size, size).double(), objective="depth")
+    assert (
+        folded.fold_report.merged and (not folded.fold_report.table["reason"].str.contains("positions").any()) == every
+    )
+    apart = []
+    for other in range(size, size + 24):
+        x = torch.randn(1, 3, other, other).double()
+        try:
+            a, b = net(x), folded(x)
+            apart.append(a.shape != b.shape or (a - b).abs().max().item() > 1e-10)
+        except RuntimeError:
+            apart.append(True)
+    assert any(apart) != every and not apart[0]

@@ -376,10 +376,33 @@ def _through_an_identity(s, x):
     return F.relu(y) + s.other(z)
 
 
-@pytest.mark.parametrize("forward", [_second, _views, _through_an_identity])
+def _through_an_activation(s, x):
+    y = s.fc(x)
+    z = s.act(y)
+    z += 1
+    return s.other(z) + y
+
+
+def _in_eval_mode(s, x):
+    y = s.fc(x)
+    z = F.dropout(y, training=s.training)
+    z **= 2
+    return F.relu(z) + y
+
+
+def _transposed(s, x):
+    y = s.fc(x)
+    z = y.mT
+    z += 1
+    return F.relu(z).mT + y
+
+
+@pytest.mark.parametrize(
+    "forward", [_second, _views, _through_an_identity, _through_an_activation, _in_eval_mode, _transposed]
+)
 def test_plus_equals_under_a_second_name_is_refused_where_there_is_no_example(forward):
     """torch.fx reads it as a new value: the twin would compute something else."""
-    net = made(forward, fc=nn.Linear(4, 4), none=nn.Identity(), other=nn.Linear(4, 4))
+    net = made(forward, fc=nn.Linear(4, 4), none=nn.Identity(), other=nn.Linear(4, 4), act=nn.ReLU(inplace=True))
     x = torch.randn(3, 4)
     for attempt in (linl.linearize, linl.fold_norms, lambda net: linl.fold(net, x)):
         with pytest.raises(ValueError, match=r"changed in place \(\+=.*y = y \+ z"):
@@ -399,6 +422,37 @@ def test_plus_equals_is_welcome_where_nothing_else_holds_on_to_the_value():
     assert torch.equal(linl.linearize(net, "partial")(x), net(x))
 
 
+def _sizes(s, x):
+    h, w = x.shape[0], x.shape[-1]
+    h *= 1
+    w *= 2
+    y = F.relu(s.fc(x))
+    old = y
+    y = torch.cat([y, y], 1)
+    return y.reshape(old.size(0), w)
+
+
+def _halves(s, x):
+    a, b = F.relu(s.fc(x)).chunk(2, 1)
+    a += b.tanh()
+    b += a.tanh()
+    return torch.cat([a, b], 1)
+
+
+def _only_its_size(s, x):
+    y = s.fc(x)
+    old = y
+    y += 1
+    return F.relu(y).reshape(old.size(0), -1)
+
+
+@pytest.mark.parametrize("forward", [_sizes, _halves, _only_its_size])
+@torch.no_grad()
+def test_plus_equals_of_sizes_and_of_parts_that_do_not_overlap(forward):
+    net, x = made(forward, fc=nn.Linear(4, 4)), torch.randn(3, 4)
+    assert torch.equal(linl.linearize(net, "partial")(x), net(x))
+
+
 @pytest.mark.parametrize("pre", [False, True])
 def test_hooks_on_the_network_itself_stay(pre):
     net, x = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU()).eval(), torch.randn(3, 4)
@@ -410,3 +464,10 @@ def test_hooks_on_the_network_itself_stay(pre):
     assert not torch.equal(net(x), plain)
     assert torch.equal(linl.linearize(net, "partial")(x), net(x))
     torch.testing.assert_close(linl.fold_norms(net)(x), net(x))
+    torch.testing.assert_close(linl.fold(net, x)(x), net(x))
+    assert linl.verify(net, linl.fold_norms(net), x).equal
+
+
+def test_hooks_that_compute_the_networks_own_weight_are_not_carried_over():
+    net, x = nn.utils.weight_norm(nn.Linear(4, 3)).eval(), torch.randn(2, 4)
+    assert torch.equal(linl.graph.trace(net)(x), net(x)) and torch.allclose(linl.fold(net, x)(x), net(x))
