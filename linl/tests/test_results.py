@@ -113,6 +113,21 @@ def test_to_overwrite_is_to_do_a_finished_run_again_once():
     assert (run.folder / "checkpoint.pt").exists() and not (run.folder / ".checkpoint.pt.123.part").exists()
 
 
+def test_a_run_that_is_finished_while_one_waits_for_it_stays(monkeypatch):
+    """Between the look for its result and the lock."""
+    run = begun()
+    (run.folder / "metrics.csv").write_text("x")
+    hold = results.hold
+    results.release(run.folder / results.LOCK)
+
+    def late(path):
+        (run.folder / "result.json").write_text("{}")
+        hold(path)
+
+    monkeypatch.setattr(results, "hold", late)
+    assert begun().finished and (run.folder / "metrics.csv").is_file()
+
+
 def test_a_finished_runs_parameters_stay_as_they_were():
     run = begun(threads=1)
     run.finish({})
@@ -145,9 +160,15 @@ def test_two_folders_of_pictures_with_one_name(tmp_path):
     run = begun(dataset=pictures("here", "owl", "wren"))
     run.finish({})
     assert begun(dataset=pictures("moved", "owl", "wren")).finished
+    train = tmp_path / "moved" / "birds" / "train"
+    (train / ".ipynb_checkpoints").mkdir()
+    (train / "owl" / ".DS_Store").write_bytes(b"x")
+    (train / "owl" / "0.txt").symlink_to(tmp_path / "nowhere")
+    assert begun(dataset=f"imagefolder:{train.parent}").finished, "what is no picture doesn't count"
     for other in (pictures("there", "owl", "lark"), pictures("larger", "owl", "wren", size=2)):
         with pytest.raises(results.ParameterError, match="imagefolder:.*birds: .* was begun with another folder"):
             begun(dataset=other)
+    assert not begun(dataset=other, overwrite=True).finished
 
 
 def test_mean_and_sd():
