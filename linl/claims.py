@@ -232,7 +232,8 @@ def _stable(published: pd.Series, done: pd.DataFrame) -> dict:
         return row("ReLU stability", claim, figures, published["source"])
     unlike, words, ours = trained.unlike(group.iloc[0]), {}, []
     for name, (column, mine, factor, within) in known.items():
-        words[name] = verdict(published[column], factor * group[mine], within=within, unlike=unlike)
+        words[name] = verdict(published[column], factor * group[mine], within=within, unlike=unlike,
+                              digits=4 if name == "loss" else 2)  # fmt: skip
         ours.append(f"{name} {mean_sd(group[mine], 4 if name == 'loss' else 2, factor)}")
     schedule = trained.told(group.iloc[0])
     return row("ReLU stability", claim, figures, published["source"], together(words), "; ".join(ours), schedule, group)

@@ -8,7 +8,7 @@ rival, asked, measured, reached, hardware, where (the table that has all of it),
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -54,6 +54,35 @@ def half_of(pairs: pd.DataFrame, ratio: str) -> str:
     """From the lowest lower quartile of these ratios to the highest upper one; "" where there were no pairs."""
     low, high = (pairs[f"{ratio}_{end}"].dropna() if f"{ratio}_{end}" in pairs else [] for end in ("low", "high"))
     return f"{min(low):.2f} to {max(high):.2f}" if len(low) and len(high) else ""
+
+
+def quartiles(run: pd.Series) -> Iterator[tuple[str, float, float, float]]:
+    """What a benchmark's run compared side by side: name, and its ratio's lower quartile, median and upper quartile.
+
+    Args:
+        run: of `linl.results.runs`, with its `experiment`; an older one may lack the quartiles, and gives nothing.
+    """
+    kind = run["experiment"]
+    if kind == "benchmarks":
+        for name in run.filter(regex="/ratio$").dropna().index:
+            what = f"a step, {name.removesuffix('/ratio')}, × nn.ReLU"
+            yield what, *(run[f"{name}{end}"] for end in ("_low", "", "_high"))
+    elif kind == "epoch_speed":
+        for name, group in pd.DataFrame(run["rows"]).groupby("network", sort=False)["ratio"]:
+            yield f"an epoch of {name}", *group.quantile([0.25, 0.5, 0.75])
+    elif kind == "bounds_speed":
+        for one in [*run["cases"], *({"domain": "ResNet18, 1/255", **deep} for deep in run["residual"])]:
+            if pd.notna(one.get("ratio")):
+                yield f"{one['bounds']}, {one['domain']}", one["ratio_low"], one["ratio"], one["ratio_high"]
+    elif kind == "kept_accuracy":
+        for one in run["times"]:
+            if pd.notna(one.get("times_low")) and one["network"] != "as given":
+                what = f"{run['network']}, {one['network']}: {one['way']}, batch {one['batch']}"
+                yield what, one["times_low"], one["times"], one["times_high"]
+    else:
+        for one in run["rows"]:
+            if one.get("pairs", 1) > 1:
+                yield f"{one['what']}: {one['rival']}", one["times_low"], one["times"], one["times_high"]
 
 
 # --- units and training ----------------------------------------------------------------------------

@@ -189,3 +189,17 @@ def test_a_figure_beside_the_limit_shows_on_which_side_it_is():
     assert targets.spread([1.005, 1.1024], limit=1.1) == "1.005 to 1.102"
     assert targets.spread([1.0, 1.1], limit=1.1) == "1.00 to 1.10"
     assert targets.spread([2.0, 2.0]) == "2.00"
+
+
+def test_quartiles_of_what_was_measured_side_by_side():
+    pair = {"ratio_low": 0.7, "ratio": 0.8, "ratio_high": 0.9}
+    bounds = {"cases": [{"domain": "d", "bounds": "ours", **pair}, {"domain": "d", "bounds": "theirs"}], "residual": []}
+    assert list(targets.quartiles(pd.Series({"experiment": "bounds_speed", **bounds}))) == [("ours, d", 0.7, 0.8, 0.9)]
+    times = [{"network": name, "way": "eager", "batch": 1, "times_low": 1, "times": 2, "times_high": 3}
+             for name in ("as given", "blocks 2")]  # fmt: skip
+    kept = {"experiment": "kept_accuracy", "network": "net", "times": [*times, {"network": "old", "times": 2}]}
+    assert list(targets.quartiles(pd.Series(kept))) == [("net, blocks 2: eager, batch 1", 1, 2, 3)]
+    rows = [{"network": "a", "ratio": ratio} for ratio in (1.0, 2.0, 3.0)]
+    assert list(targets.quartiles(pd.Series({"experiment": "epoch_speed", "rows": rows}))) == [
+        ("an epoch of a", 1.5, 2, 2.5)
+    ]
