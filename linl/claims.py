@@ -60,8 +60,9 @@ class Trained:
 def setting(done: pd.DataFrame, trained: Trained, **where: Any) -> pd.DataFrame | None:
     """The runs of one setting on all images, a row a seed: of those with these parameters the one that was trained
     longest, then one by a published recipe, then the newest. None where there is none."""
-    for name, value in ({"limit": 0, **where} if len(done) else {}).items():
-        done = done[done[name] == value]
+    for name, value in {"limit": 0, **where}.items():
+        if name in done:  # a run from before there was such a parameter had what is its default now
+            done = done[(done[name] == value) | done[name].isna()]
     if done.empty:
         return None
     epochs, recipe = trained.named

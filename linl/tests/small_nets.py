@@ -68,3 +68,16 @@ def make(kind: str, activation: str, seed: int = 0) -> tuple[nn.Module, tuple[in
             if module.bias is not None:
                 module.bias.data *= 6
     return net.double(), shape
+
+
+def made(forward, **layers: nn.Module) -> nn.Module:
+    """A network from a forward function and its layers."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, layer in layers.items():
+                setattr(self, name, layer)
+
+    Net.forward = forward
+    return Net().eval()

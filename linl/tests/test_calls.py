@@ -6,20 +6,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 import linl
+from linl.tests import small_nets
 
 
 def made(forward, **layers):
-    """A network from a forward function and its layers, in float64."""
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            for name, layer in layers.items():
-                setattr(self, name, layer)
-
-    torch.manual_seed(0)
-    Net.forward = forward
-    return Net().double().eval()
+    """A network in float64."""
+    return small_nets.made(forward, **layers).double()
 
 
 def two(**more):

@@ -11,6 +11,7 @@ from torch import nn
 import linl
 from linl.graph import UntraceableError, trace
 from linl.sites import activation_sites
+from linl.tests.small_nets import made
 from linl.units import units_of
 
 
@@ -255,19 +256,6 @@ def test_units_take_device_dtype_and_start():
 def test_seventeen_rows():
     net = linl.models.create("resnet18", num_classes=10, input_size=(3, 32, 32))
     assert len(linl.nonlinearity(linl.linearize(net, "linlu"))) == 17
-
-
-def made(forward, **layers):
-    """A network from a forward function and its layers."""
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            for name, layer in layers.items():
-                setattr(self, name, layer)
-
-    Net.forward = forward
-    return Net().eval()
 
 
 def test_a_units_name_never_takes_a_layers_place():
