@@ -48,7 +48,8 @@ class Unfit(CannotMerge):
 def any_size(links: Sequence[Link | Fork], border: str) -> bool:
     """Whether the one layer that the links become, as it is written, is theirs for inputs of every size that they take.
 
-    Sizes matter by what is left over when strides divide them, along each axis by itself, so as many others are tried.
+    Sizes matter by what is left over when strides divide them, along each axis by itself, and by how many taps of a
+    kernel lie inside: as many others are tried around this one, and far beyond it.
     """
     size = links[0].size
     if not size:
@@ -59,7 +60,7 @@ def any_size(links: Sequence[Link | Fork], border: str) -> bool:
         return False
     written = _written(geometry, size, flat)
     fixed = [link for link in _inside(links) if not link.flat and (link.at is None or link.kind == "conv")]
-    strides = min(64, math.prod(max(link.geometry.stride, default=1) for link in fixed))
+    strides = math.prod(max(link.geometry.stride, default=1) for link in fixed)
     far = strides * sum(map(_reach, fixed))  # from there on no further tap can come to lie inside
     others = [*range(1 - strides, strides + 1), *range(far, far + strides)]
     for axis, more in itertools.product(range(len(size)), others):
