@@ -196,6 +196,37 @@ def pool_geometry(channels: int, kernel: Size, stride: Size, padding: Padding) -
     return Geometry(channels, channels, kernel, stride, padding, ones, channels, "none", uniform=True)
 
 
+def adaptive_geometry(channels: int, out: Size, size: Size) -> Geometry:
+    """An adaptive average pool's geometry for images of a size.
+
+    Args:
+        out: the size that it gives.
+
+    Raises:
+        CannotMerge: it averages over unequal numbers of positions.
+    """
+    if any(n % m for n, m in zip(size, out, strict=True)):
+        told = ["×".join(map(str, each)) for each in (size, out)]
+        raise CannotMerge(f"an adaptive pool from {told[0]} to {told[1]} positions is no even average")
+    kernel = tuple(n // m for n, m in zip(size, out, strict=True))
+    none = ((0, 0),) * len(size)
+    if size == out:
+        return copy_geometry(channels, kernel, none)
+    return pool_geometry(channels, kernel, kernel, none)
+
+
+def unrounded(geometry: Geometry, size: Size) -> Geometry:
+    """A pool's geometry where rounding its output's size up (ceil_mode) is rounding it down.
+
+    Raises:
+        CannotMerge: it isn't.
+    """
+    spans = zip(size, geometry.padding, geometry.kernel, geometry.stride, strict=True)
+    if any((n + sum(pair) - k) % s for n, pair, k, s in spans):
+        raise CannotMerge("an average pool with ceil_mode")
+    return geometry
+
+
 def average_pool(channels: int, kernel: Size, stride: Size, padding: Padding, divisor: int | None = None) -> Affine:
     """An average pool that counts padding as zeros (torch's `count_include_pad=True`).
 

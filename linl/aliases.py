@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from linl.calls import works_in_place
+
 CHANGED = "changed in place"  # in a node's meta: its first argument
 VIEWS = frozenset(
     {
@@ -24,8 +26,8 @@ VIEWS = frozenset(
 
 _MAY_BE_THE_SAME = frozenset(
     {"float", "double", "half", "bfloat16", "to", "type", "type_as", "cpu", "cuda", F.dropout, F.dropout1d, F.dropout2d,
-     F.dropout3d, torch.relu_, F.relu_, F.leaky_relu_, F.elu_}
-)  # fmt: skip
+     F.dropout3d}
+) | VIEWS  # fmt: skip
 _KEEPING = (nn.Flatten, nn.Unflatten, nn.Identity, nn.modules.dropout._DropoutNd)
 _SIZES = ("size", "dim", "numel", "ndimension", "stride")
 
@@ -118,9 +120,10 @@ def _disjoint(one: fx.Node, other: fx.Node) -> bool:
 def _is_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if not (node.args and isinstance(node.args[0], fx.Node)):
         return False
-    if node.op == "call_module":
-        module = modules.get(node.target)
-        return isinstance(module, _KEEPING) or bool(getattr(module, "inplace", False))
+    module = modules.get(node.target) if node.op == "call_module" else None
+    if works_in_place(module, node) or node.kwargs.get("inplace"):
+        return True
+    if module is not None:
+        return isinstance(module, _KEEPING)
     transposed = node.target is getattr and node.args[1] in ("T", "mT", "H", "mH", "data", "real")
-    in_place = isinstance(node.target, str) and node.target.endswith("_") and not node.target.endswith("__")
-    return transposed or in_place or bool(node.kwargs.get("inplace")) or node.target in VIEWS | _MAY_BE_THE_SAME
+    return transposed or node.target in _MAY_BE_THE_SAME

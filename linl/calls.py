@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 DIFFERENCES = frozenset({operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract"})
 SUMS = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"}) | DIFFERENCES
@@ -13,6 +13,13 @@ SUMS = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"}) | DIFF
 
 IN_PLACE = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv})
 """Functions that change their first argument; methods that do end in "_"."""
+
+
+def works_in_place(module: nn.Module | None, node: fx.Node) -> bool:
+    """Whether a call, of an activation's module or another, changes its input."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return bool(getattr(module, "inplace", False)) or (node.op != "call_module" and name.endswith("_"))
+
 
 _PAIR = ("input", "other")
 _ARGUMENTS = {
@@ -27,25 +34,29 @@ def positional_(graph: fx.Graph) -> bool:
     """Gives operands that were named, as in `torch.add(x, other=y)`, their places; whether there were any."""
     changed = False
     for node in graph.nodes:
-        names, kwargs = _ARGUMENTS.get(node.target, ()), dict(node.kwargs)
-        args = list(node.args)
+        names, args, kwargs = _ARGUMENTS.get(node.target, ()), list(node.args), dict(node.kwargs)
         while len(args) < len(names) and names[len(args)] in kwargs:
             args.append(kwargs.pop(names[len(args)]))
-            changed = True
-        node.args, node.kwargs = tuple(args), kwargs
+        if len(args) > len(node.args):
+            node.args, node.kwargs, changed = tuple(args), kwargs, True
     return changed
 
 
 def doubled_(graph: fx.Graph) -> bool:
     """Turns every cast to another floating precision into one to float64; whether there were any."""
-    before = str(graph)
+    changed = False
     for node in graph.nodes:
         if node.op == "call_method" and node.target in ("float", "half", "bfloat16"):
-            node.target = "double"
-        elif node.op == "call_method" and node.target in ("to", "type"):
+            node.target, changed = "double", True
+        elif node.op == "call_method" and node.target in ("to", "type") and _casts(node):
             node.args = tuple(torch.float64 if a in _FLOATS else a for a in node.args)
             node.kwargs = {k: torch.float64 if v in _FLOATS else v for k, v in node.kwargs.items()}
-    return str(graph) != before
+            changed = True
+    return changed
+
+
+def _casts(node: fx.Node) -> bool:
+    return any(value in _FLOATS for value in (*node.args, *node.kwargs.values()))
 
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)

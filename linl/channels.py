@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from linl.affine import batchnorm
-from linl.calls import DIFFERENCES, IN_PLACE, SUMS
+from linl.calls import DIFFERENCES, IN_PLACE, SUMS, works_in_place
 from linl.graph import input_of, is_activation, is_norm_act
 from linl.operations import attribute, shared_names
-from linl.sites import works_in_place
 
 
 @dataclass

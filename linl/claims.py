@@ -15,7 +15,7 @@ import pandas as pd
 from linl.connections import with_hidden
 from linl.results import mean_sd, paper
 from linl.tables import hardware, settings, short, unfolded
-from linl.verdicts import otherwise, share, together, verdict
+from linl.verdicts import differs, otherwise, share, together, verdict
 
 
 def row(
@@ -44,12 +44,12 @@ class Trained:
     recipes: tuple[str, ...]
     named: tuple[str, str] = ("epochs", "recipe")
 
-    def unlike(self, run: pd.Series) -> str:
-        """What is unlike in a run, of `linl.verdicts.UNLIKE`; "" where nothing is."""
-        epochs, recipe = (run[name] for name in self.named)
-        if epochs < self.epochs:
+    def unlike(self, *groups: pd.DataFrame) -> str:
+        """What is unlike in the runs of one or more settings, of `linl.verdicts.UNLIKE`; "" where nothing is."""
+        told = [tuple(group.iloc[0][name] for name in self.named) for group in groups]
+        if any(epochs < self.epochs for epochs, _ in told):
             return "shorter schedule"
-        return "" if recipe in self.recipes else "another recipe"
+        return "" if all(recipe in self.recipes for _, recipe in told) else "another recipe"
 
     def told(self, run: pd.Series) -> str:
         """A run's schedule beside the published one."""
@@ -90,7 +90,7 @@ def _linlnet(published: pd.Series, done: pd.DataFrame) -> dict:
         word = "needs ImageNet" if data == "imagefolder" else "not run"
         return row("LiNLNet", claim, figures, published["source"], word)
     first, accuracy = group.iloc[0], 100 * group["linl_test_accuracy"]
-    unlike = LINLNET.unlike(first)
+    unlike = LINLNET.unlike(group)
     words = {
         "accuracy": verdict(f"{published['accuracy']}±{published['sd']}", accuracy, within=0.5, unlike=unlike),
         "linear layers": verdict(published["linear"], group["linear"], digits=0, unlike=unlike),
@@ -149,7 +149,7 @@ def _imposed(published: pd.Series, done: pd.DataFrame) -> dict:
     if group is None:
         return row("Layer Folding", claim, figures, published["source"])
     first, accuracy = group.iloc[0], 100 * group["tuned_test_accuracy"]
-    word = verdict(published["accuracy"], accuracy, within=0.5, unlike=TUNED.unlike(first))
+    word = verdict(published["accuracy"], accuracy, within=0.5, unlike=TUNED.unlike(group))
     ours = f"{mean_sd(accuracy)} %, depth {first['depth_published']}"
     schedule = f"tuned {TUNED.told(first)}"
     return row("Layer Folding", claim, figures, published["source"], word, ours, schedule, group)
@@ -160,7 +160,7 @@ def _learnt(published: pd.Series, done: pd.DataFrame) -> dict | None:
     if group is None:
         return None
     first, depth = group.iloc[0], published["depth"]
-    word = verdict(depth, group["depth_published"], digits=0, unlike=LEARNT.unlike(first))
+    word = verdict(depth, group["depth_published"], digits=0, unlike=LEARNT.unlike(group))
     claim = f"{published['network']}, {published['dataset']}, learnt"
     ours = f"depth {mean_sd(group['depth_published'], 0)}"
     schedule = LEARNT.told(first)
@@ -175,7 +175,7 @@ def _similar(data: str, done: pd.DataFrame) -> dict:
     if len(groups) < 3:
         return row(*claim)
     depths = [g["depth_published"].mean() for g in groups]
-    unlike = next((found for g in groups if (found := LEARNT.unlike(g.iloc[0]))), "")
+    unlike = LEARNT.unlike(*groups)
     holds = max(depths) - min(depths) <= 2
     word = otherwise("reproduced", unlike) if holds else f"{unlike}: not reproduced" if unlike else "not reproduced"
     ours = f"{min(depths):.0f} to {max(depths):.0f}, {len(groups)} networks"
@@ -231,7 +231,7 @@ def _stable(published: pd.Series, done: pd.DataFrame) -> dict:
     figures = "; ".join(f"{name} {published[how[0]]}" for name, how in known.items())
     if group is None:
         return row("ReLU stability", claim, figures, published["source"])
-    unlike, words, ours = trained.unlike(group.iloc[0]), {}, []
+    unlike, words, ours = trained.unlike(group), {}, []
     for name, (column, mine, factor, within) in known.items():
         words[name] = verdict(published[column], factor * group[mine], within=within, unlike=unlike,
                               digits=4 if name == "loss" else 2)  # fmt: skip
@@ -296,14 +296,13 @@ def _gain(data: str, done: pd.DataFrame) -> dict:
     if not found:
         return row(*claim, "needs ImageNet" if data == "imagefolder" else "not run")
     points = pd.Series([points for _, points in found])
-    unlike = next((other for group, _ in found if (other := AP_TRAINED.unlike(group.iloc[0]))), "")
-    gain = points.median()
-    unlike = "shorter schedule" if any(group.iloc[0]["cycles"] < 25 for group, _ in found) else unlike
+    gain, groups = points.median(), [group for group, _ in found]
+    short = any(group.iloc[0]["cycles"] < 25 for group in groups)
+    unlike = "shorter schedule" if short else AP_TRAINED.unlike(*groups)
     ours = f"{gain:+.2f} points ({points.min():+.2f} to {points.max():+.2f}, {len(points)} methods)"
-    far = f"{unlike + ':' if unlike else 'differs by'} {gain - least:+.2f}"
-    word = otherwise("reproduced", unlike) if gain >= least else far
-    told = {f"{g.iloc[0]['network']}, {g.iloc[0]['cycles']} cycles of {g.iloc[0]['epochs']} epochs" for g, _ in found}
-    return row(*claim, word, ours, "; ".join(sorted(told)), *(group for group, _ in found))
+    word = otherwise("reproduced", unlike) if gain >= least else differs(gain - least, unlike)
+    told = {f"{g.iloc[0]['network']}, {g.iloc[0]['cycles']} cycles of {g.iloc[0]['epochs']} epochs" for g in groups}
+    return row(*claim, word, ours, "; ".join(sorted(told)), *groups)
 
 
 def _points(group: pd.DataFrame) -> float | None:

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from linl import affine
 from linl.affine import Affine, CannotMerge, Geometry, Padding, Size
-from linl.calls import IN_PLACE
+from linl.calls import IN_PLACE, works_in_place
 from linl.graph import input_of, is_norm_act
 
 
@@ -180,12 +180,12 @@ class Reader:
         if geometry.padded and not count_include_pad:
             raise CannotMerge("an average pool that leaves the padding out of its count")
         made = partial(affine.average_pool, channels, kernel, stride, pairs, divisor)
-        at = partial(_floor_as_ceil, geometry) if ceil_mode else None
+        at = partial(affine.unrounded, geometry) if ceil_mode else None
         return Link([node], geometry, size, made, "pool", at=at)
 
     def adaptive_pool(self, node: fx.Node, module: nn.Module | None = None) -> Link:
         size, out = self.spatial(node), tuple(self.known[node][2:])
-        at = partial(_adaptive, self.known[node][1], out)
+        at = partial(affine.adaptive_geometry, self.known[node][1], out)
         if size == out:
             return replace(self.copy_link(node, (1,) * len(size), ((0, 0),) * len(size)), at=at)
         return replace(self.pool_link(node, at(size).kernel), at=at)
@@ -313,28 +313,9 @@ def norm_trouble(norm: nn.Module) -> str:
 
 def refuse_aliases(node: fx.Node) -> None:
     """An operation in place on a value that others read too changes it for them: it must stay."""
-    in_place = node.target in IN_PLACE or (isinstance(node.target, str) and node.target.endswith("_"))
-    if node.op != "call_module" and in_place and len(getattr(input_of(node), "users", ())) > 1:
+    in_place = node.target in IN_PLACE or works_in_place(None, node)
+    if in_place and len(getattr(input_of(node), "users", ())) > 1:
         raise CannotMerge("an operation in place on a value that is used elsewhere too")
-
-
-def _adaptive(channels: int, out: Size, size: Size) -> Geometry:
-    """An adaptive pool's geometry for images of a size."""
-    if any(n % m for n, m in zip(size, out, strict=True)):
-        raise CannotMerge(f"an adaptive pool from {_by(size)} to {_by(out)} positions is no even average")
-    kernel = tuple(n // m for n, m in zip(size, out, strict=True))
-    none = ((0, 0),) * len(size)
-    if size == out:
-        return affine.copy_geometry(channels, kernel, none)
-    return affine.pool_geometry(channels, kernel, kernel, none)
-
-
-def _floor_as_ceil(geometry: Geometry, size: Size) -> Geometry:
-    """A pool's geometry where rounding its output's size up is rounding it down."""
-    spans = zip(size, geometry.padding, geometry.kernel, geometry.stride, strict=True)
-    if any((n + sum(pair) - k) % s for n, pair, k, s in spans):
-        raise CannotMerge("an average pool with ceil_mode")
-    return geometry
 
 
 def _by(size: Size) -> str:

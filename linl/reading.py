@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from linl import affine
 from linl.affine import Affine, CannotMerge
-from linl.calls import DIFFERENCES, SUMS
+from linl.calls import DIFFERENCES, SUMS, works_in_place
 from linl.files import first_line
 from linl.graph import clone, input_of, shapes, trace
 from linl.masks import refuse_masks
@@ -22,7 +22,7 @@ from linl.operations import Reader, attribute
 from linl.pieces import pieces_of
 from linl.program import Bend, Conv, Dense, MaxPool, Op, Program, Reshape, Sum
 from linl.rewriting import called, open_
-from linl.sites import activation_sites, works_in_place
+from linl.sites import activation_sites
 
 
 class NoBoundRule(ValueError):  # noqa: N818 - an answer, not a fault

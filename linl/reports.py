@@ -14,10 +14,11 @@ from linl.affine import CannotMerge
 from linl.chains import Chains, Fork
 from linl.checking import shown
 from linl.graph import input_of, is_activation, is_norm_act
-from linl.joining import any_size, geometry_of
+from linl.joining import geometry_of
 from linl.operations import Link
 from linl.planning import Cost, Step, joint_cost, layers_in
 from linl.rewriting import called, weight_of
+from linl.sizes import any_size
 
 COLUMNS = ["layer", "first", "last", "operations", "layers", "verdict", "reason", "numbers_before", "numbers_after",
            "macs_before", "macs_after", "ms_before", "ms_after", "error_interior", "error_border"]  # fmt: skip

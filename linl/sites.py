@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from linl.aliases import VIEWS
+from linl.calls import works_in_place
 from linl.graph import input_of, is_activation, is_norm_act
 
 _FUNCTIONS: dict[Any, type[nn.Module]] = {
@@ -150,12 +151,6 @@ def _is_relu_clamp(node: fx.Node) -> bool:
     low = node.kwargs.get("min", node.args[1] if len(node.args) > 1 else None)
     high = node.kwargs.get("max", node.args[2] if len(node.args) > 2 else None)
     return isinstance(low, int | float) and low == 0 and high is None
-
-
-def works_in_place(module: nn.Module | None, node: fx.Node) -> bool:
-    """Whether a call, of an activation's module or another, changes its input."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return bool(getattr(module, "inplace", False)) or (node.op != "call_module" and name.endswith("_"))
 
 
 def replace_activations(traced: fx.GraphModule, sites: list[Site], units: list[nn.Module]) -> fx.GraphModule:

@@ -68,7 +68,12 @@ def verdict(published: str, ours: Sequence[float], *, unlike: str = "", within: 
     apart = mine.mean - theirs.mean
     if abs(apart) <= max(within, theirs.sd + min(mine.sd, theirs.sd)) + 1e-9:
         return otherwise("reproduced", unlike)
-    return f"{unlike + ':' if unlike else 'differs by'} {apart:+.{digits}f}"
+    return differs(apart, unlike, digits)
+
+
+def differs(by: float, unlike: str = "", digits: int = 2) -> str:
+    """A word for a figure that isn't reproduced: by how much, or what was unlike."""
+    return f"{unlike + ':' if unlike else 'differs by'} {by:+.{digits}f}"
 
 
 def otherwise(word: str, unlike: str) -> str:
