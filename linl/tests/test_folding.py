@@ -294,10 +294,10 @@ def test_folded_networks_save_load_and_export(tmp_path):
     assert torch.equal(other(x), small(x))
 
 
-def checked(net, x):
+def checked(net, x, objective="latency"):
     """Folds an eval-mode float64 network and compares; returns it with its report's reasons."""
     net = shaken(net).double().eval()
-    small = linl.fold(net, x.double())
+    small = linl.fold(net, x.double(), objective=objective)
     same(net, small, x.double())
     return small, small.fold_report.table["reason"].tolist()
 
@@ -343,7 +343,7 @@ def test_hooked_layers_stay_and_keywords_are_understood():
         def forward(self, x):
             return self.b(input=self.drop(input=self.a(input=x)))
 
-    small, _ = checked(Net(), torch.randn(3, 4))
+    small, _ = checked(Net(), torch.randn(3, 4), objective="depth")  # by time, a busy machine may leave two
     assert linl.cost.depth(small) == 1
     net = Net().double().eval()
     net.a.register_forward_hook(lambda module, inputs, output: 2 * output)
