@@ -1,9 +1,10 @@
-"""Convolutions on images of a few pixels, whose kernels' gradient is one matrix product on a processor."""
+"""Convolutions on images of a few pixels, which a processor trains faster as matrix products."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,17 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PIXELS, PIXELS_APART = 4, 64
-"""Output images of at most so many pixels are small; the second where the kernel moves by more than one pixel. Measured
-with two threads of an EPYC, 128 images: 2 to 4 times as fast as torch 2.13's own; above these sizes not faster."""
+from linl.products import Geometry, convolve, input_gradient, kernel_gradient
+
+PIXELS, PIXELS_OF_KERNELS = 4, 16
+"""Up to so many output pixels a convolution is products throughout; up to the second its kernel's gradient alone.
+Measured with two threads of an EPYC, 128 images, against torch 2.13's own: 512 channels of 2×2 pixels take a quarter of
+the time forwards and for the inputs' gradient and a sixth for the kernel's. Above, products aren't faster, unless there
+are very many channels; nor are they where a kernel of one pixel sees several, which torch takes as one product too."""
 
 
 @contextlib.contextmanager
-def one_product_where_images_are_small(net: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
-    """While this lasts, convolutions with small images sum their kernels' gradient in one product (CPU, bf16 only).
+def products_where_images_are_small(net: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
+    """While this lasts, convolutions with small images are matrix products (CPU, bf16 only).
 
-    torch's CPU library takes each image's share by itself. With 512 channels and 2×2 pixels that is several times
-    slower than the product of all pixels of the batch with all that they have seen, which is the same sum.
+    torch's CPU library goes through a batch image by image, and multiplies the border's zeros as well. With 512
+    channels and 2×2 pixels that is several times slower than products over the whole batch, which are the same sums.
     """
     changed = []
     if device.type == "cpu" and precision == "bf16":
@@ -45,9 +50,12 @@ class _Forward:
         module = self.module
         mixed = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
         trained = torch.is_grad_enabled() and weight.requires_grad
-        if not (mixed and trained and x.dim() == 4 and _small(module, x)):
+        geometry = Geometry(module.kernel_size, module.stride, module.padding)
+        pixels = math.prod(geometry.outs(x.shape[-2:])) if mixed and trained and x.dim() == 4 else 0
+        if not 0 < pixels <= PIXELS_OF_KERNELS:
             return nn.Conv2d._conv_forward(module, x, weight, bias)
-        y = _OneProduct.apply(x.bfloat16(), weight.bfloat16(), module.stride, module.padding)
+        throughout = pixels == 1 or (pixels <= PIXELS and max(module.kernel_size) > 1)
+        y = (_AllByProducts if throughout else _KernelByProducts).apply(x.bfloat16(), weight.bfloat16(), geometry)
         return y if bias is None else y + bias.bfloat16()[:, None, None]
 
     def __reduce__(self):
@@ -67,49 +75,35 @@ def _plain(module: nn.Module) -> bool:
     )
 
 
-def _small(module: nn.Conv2d, x: Tensor) -> bool:
-    """Whether its output has few pixels."""
-    ways = zip(x.shape[-2:], module.padding, module.kernel_size, module.stride, strict=True)
-    high, wide = ((side + 2 * padding - kernel) // stride + 1 for side, padding, kernel, stride in ways)
-    return high * wide <= (PIXELS if module.stride == (1, 1) else PIXELS_APART)
-
-
-class _OneProduct(torch.autograd.Function):
-    """A convolution without bias: torch's, but for the kernel's gradient."""
+class _AllByProducts(torch.autograd.Function):
+    """A convolution without bias, all of it by products."""
 
     @staticmethod
-    def forward(ctx, x, weight, stride, padding):
+    def forward(ctx, x, weight, geometry):
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(x, weight, None, stride, padding)
+        ctx.geometry = geometry
+        return convolve(x, weight, geometry)
 
     @staticmethod
     def backward(ctx, g):
         x, weight = ctx.saved_tensors
-        of_x = None
+        of_x = input_gradient(g, weight, ctx.geometry, x.shape[2:]) if ctx.needs_input_grad[0] else None
+        return of_x, kernel_gradient(x, g, ctx.geometry) if ctx.needs_input_grad[1] else None, None
+
+
+class _KernelByProducts(torch.autograd.Function):
+    """A convolution without bias: torch's, but for the kernel's gradient."""
+
+    @staticmethod
+    def forward(ctx, x, weight, geometry):
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = geometry
+        return F.conv2d(x, weight, None, geometry.stride, geometry.padding)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x, weight), geometry, of_x = ctx.saved_tensors, ctx.geometry, None
         if ctx.needs_input_grad[0]:
-            sizes = ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1
+            sizes = geometry.stride, geometry.padding, (1, 1), False, (0, 0), 1
             of_x = torch.ops.aten.convolution_backward(g, x, weight, None, *sizes, [True, False, False])[0]
-        return of_x, kernel_gradient(x, g, weight.shape[-2:], ctx.stride, ctx.padding), None, None
-
-
-def kernel_gradient(x: Tensor, g: Tensor, kernel: tuple, stride: tuple, padding: tuple) -> Tensor:
-    """The gradient of a convolution's kernel as one product.
-
-    Args:
-        x: inputs (N, C, H, W).
-        g: gradient of the outputs (N, D, h, w).
-        kernel, stride, padding: of both directions.
-
-    Returns: (D, C, *kernel).
-    """
-    (high, wide), (down, right), (top, left) = kernel, stride, padding
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, top, top))
-    h, w = g.shape[-2:]
-    seen = [
-        x[:, i : i + down * (h - 1) + 1 : down, j : j + right * (w - 1) + 1 : right]
-        for i in range(high) for j in range(wide)
-    ]  # fmt: skip
-    columns = torch.cat(seen, dim=-1).flatten(0, 2)
-    product = g.permute(1, 0, 2, 3).flatten(1) @ columns
-    return product.view(len(product), high, wide, x.shape[-1]).permute(0, 3, 1, 2)
+        return of_x, kernel_gradient(x, g, geometry) if ctx.needs_input_grad[1] else None, None

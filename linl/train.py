@@ -36,7 +36,7 @@ from linl.graph import clone, evaluating
 from linl.identities import START, begun, network_identity
 from linl.losses import ADVERSARIES, LOSSES, distillation, l1, pixel_range, stability
 from linl.recipes import OPTIMIZERS, RECIPES, Recipe, recipe  # noqa: F401 - offered here too
-from linl.small_images import one_product_where_images_are_small
+from linl.small_images import products_where_images_are_small
 from linl.units import fuse_kernels_, nonlinearity, param_groups, penalty, project_
 from linl.worlds import World, world
 
@@ -184,7 +184,7 @@ def _fitted(
     with (
         torch.random.fork_rng(devices=cuda),
         fp32_where_bf16_is_slow(net, where, precision),
-        one_product_where_images_are_small(net, where, precision),
+        products_where_images_are_small(net, where, precision),
     ):
         for epoch in range(resumed, settings.epochs):
             current = Epoch(epoch + 1, settings.epochs, steps, where, us, state.within)

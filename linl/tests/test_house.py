@@ -18,6 +18,7 @@ ORDER = [
     "native",
     "kernels",
     "devices",
+    "products",
     "small_images",
     "calls",
     "aliases",

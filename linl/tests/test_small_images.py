@@ -10,34 +10,60 @@ from torch import nn
 
 import linl
 from linl import small_images
-from linl.small_images import kernel_gradient, one_product_where_images_are_small
+from linl.products import Geometry, convolve, input_gradient, kernel_gradient
+from linl.small_images import products_where_images_are_small
 
 CPU = torch.device("cpu")
 KERNELS, STRIDES, PADDINGS = ((1, 1), (3, 3), (3, 1)), ((1, 1), (2, 2), (1, 2)), ((0, 0), (1, 1), (2, 0))
 
 
 @pytest.mark.parametrize("kernel, stride, padding", itertools.product(KERNELS, STRIDES, PADDINGS))
-def test_the_product_is_the_gradient(kernel, stride, padding):
-    x = torch.randn(3, 5, 6, 5, dtype=torch.float64)
+@pytest.mark.parametrize("size", [(6, 5), (4, 4), (2, 2), (3, 2), (2, 1)])
+def test_products_are_the_convolution_and_its_gradients(kernel, stride, padding, size):
+    """Pixels that no output sees (strides), outputs that see only the border (wide paddings), and all in between."""
+    geometry = Geometry(kernel, stride, padding)
+    x = torch.randn(3, 5, *size, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(4, 5, *kernel, dtype=torch.float64, requires_grad=True)
+    if 0 in geometry.outs(size):
+        with pytest.raises(RuntimeError, match="size"):
+            F.conv2d(x, weight, None, stride, padding)
+        return
     y = F.conv2d(x, weight, None, stride, padding)
     g = torch.randn_like(y)
     y.backward(g)
-    got = kernel_gradient(x, g, kernel, stride, padding)
-    assert got.shape == weight.shape and (got - weight.grad).abs().max() < 1e-10
+    x_, weight_ = x.detach(), weight.detach()
+    assert geometry.outs(size) == y.shape[2:]
+    for got, right in (
+        (convolve(x_, weight_, geometry), y), (input_gradient(g, weight_, geometry, size), x.grad),
+        (kernel_gradient(x_, g, geometry), weight.grad),
+    ):  # fmt: skip
+        assert got.shape == right.shape and (got - right).abs().max() < 1e-10
+
+
+def test_what_sees_the_same_is_one_product():
+    """Two pixels by two, 3×3 around each: one dense layer, and not a zero in it."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    geometry, x, weight = Geometry((3, 3), (1, 1), (1, 1)), torch.randn(8, 5, 2, 2), torch.randn(4, 5, 3, 3)
+    g = torch.randn(8, 4, 2, 2)
+    for work in (lambda: convolve(x, weight, geometry), lambda: input_gradient(g, weight, geometry, (2, 2)),
+                 lambda: kernel_gradient(x, g, geometry)):  # fmt: skip
+        with FlopCounterMode(display=False) as counter:
+            work()
+        assert counter.get_total_flops() == 2 * 8 * (4 * 4) * (4 * 5)  # a convolution counts 9 taps of 4 pixels
 
 
 def network():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(),
         nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU(),
-        nn.Conv2d(16, 8, 1, stride=2), nn.Flatten(), nn.Linear(32, 4),
+        nn.Conv2d(16, 8, 1, stride=2), nn.Conv2d(8, 8, 3, padding=1), nn.Flatten(), nn.Linear(32, 4),
     )  # fmt: skip
 
 
 def gradients(net, x, quick):
     with (
-        one_product_where_images_are_small(net, CPU, "bf16" if quick else "fp32"),
+        products_where_images_are_small(net, CPU, "bf16" if quick else "fp32"),
         torch.autocast("cpu", torch.bfloat16),
     ):
         loss = F.cross_entropy(net(x).float(), torch.arange(len(x)) % 4)
@@ -46,7 +72,7 @@ def gradients(net, x, quick):
 
 
 def test_a_networks_gradients_are_those_of_torch_but_for_rounding():
-    net, x = network(), torch.randn(16, 3, 8, 8)  # outputs of 8×8, 4×4, 4×4, 4×4 and 2×2 pixels
+    net, x = network(), torch.randn(16, 3, 8, 8)  # outputs of 8×8, three times 4×4, and twice 2×2 pixels
     exact = copy.deepcopy(net).double()
     F.cross_entropy(exact(x.double()), torch.arange(16) % 4).backward()
     torchs, ours = gradients(copy.deepcopy(net), x, False), gradients(copy.deepcopy(net), x, True)
@@ -62,7 +88,7 @@ def test_a_networks_gradients_are_those_of_torch_but_for_rounding():
 def test_evaluation_and_float32_are_torchs_own_and_nothing_stays():
     net, x = network(), torch.randn(4, 3, 8, 8)
     before, names = net(x), set(net.state_dict())
-    with one_product_where_images_are_small(net, CPU, "bf16"):
+    with products_where_images_are_small(net, CPU, "bf16"):
         assert torch.equal(net(x), before), "float32, outside of autocast"
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             inside = net(x)
@@ -74,7 +100,7 @@ def test_evaluation_and_float32_are_torchs_own_and_nothing_stays():
 
 def test_it_is_undone_after_an_error():
     net = network()
-    with pytest.raises(ZeroDivisionError), one_product_where_images_are_small(net, CPU, "bf16"):
+    with pytest.raises(ZeroDivisionError), products_where_images_are_small(net, CPU, "bf16"):
         1 / 0
     assert not any("_conv_forward" in vars(module) for module in net.modules())
 
@@ -82,7 +108,7 @@ def test_it_is_undone_after_an_error():
 @pytest.mark.parametrize("device, precision", [("cpu", "fp32"), ("meta", "bf16")])
 def test_elsewhere_nothing_is_changed(device, precision):
     net = network()
-    with one_product_where_images_are_small(net, torch.device(device), precision):
+    with products_where_images_are_small(net, torch.device(device), precision):
         assert not any("_conv_forward" in vars(module) for module in net.modules())
 
 
@@ -93,17 +119,17 @@ def marked(net):
 def test_one_within_another_and_a_forward_pass_of_somebodys_own():
     net = network()
     own = net[2]._conv_forward = lambda x, weight, bias: x
-    with one_product_where_images_are_small(net, CPU, "bf16"):
-        assert marked(net) == [net[0], net[2], net[4], net[8]]
-        with one_product_where_images_are_small(net, CPU, "bf16"):
+    with products_where_images_are_small(net, CPU, "bf16"):
+        assert marked(net) == [net[0], net[2], net[4], net[8], net[9]]
+        with products_where_images_are_small(net, CPU, "bf16"):
             pass
-        assert marked(net) == [net[0], net[2], net[4], net[8]]
+        assert marked(net) == [net[0], net[2], net[4], net[8], net[9]]
     assert marked(net) == [net[2]] and net[2]._conv_forward is own
 
 
 def test_a_copy_made_inside_is_torchs_own(tmp_path):
     net, x = network(), torch.randn(4, 3, 8, 8)
-    with one_product_where_images_are_small(net, CPU, "bf16"):
+    with products_where_images_are_small(net, CPU, "bf16"):
         copied = copy.deepcopy(net)
         torch.save(net, tmp_path / "net.pt")
     saved = torch.load(tmp_path / "net.pt", weights_only=False)  # this test's own file
@@ -113,7 +139,7 @@ def test_a_copy_made_inside_is_torchs_own(tmp_path):
             module.requires_grad_(True)
         with torch.autocast("cpu", torch.bfloat16):
             y = other(x)
-        assert "OneProduct" not in seen(y.grad_fn) and torch.equal(other(x), net(x))
+        assert "ByProducts" not in seen(y.grad_fn) and torch.equal(other(x), net(x))
 
 
 def seen(node, found=None):
@@ -128,15 +154,15 @@ def seen(node, found=None):
 
 def test_only_bf16_is_ours_and_only_what_is_trained():
     net, x = network(), torch.randn(4, 3, 8, 8)
-    with one_product_where_images_are_small(net, CPU, "bf16"):
+    with products_where_images_are_small(net, CPU, "bf16"):
         with torch.autocast("cpu", torch.bfloat16):
-            assert "OneProduct" in seen(net(x).grad_fn)
+            assert "ByProducts" in seen(net(x).grad_fn)
         with torch.autocast("cpu", torch.float16):
-            assert "OneProduct" not in seen(net(x).grad_fn)
-        for module in (net[2], net[4], net[8]):
+            assert "ByProducts" not in seen(net(x).grad_fn)
+        for module in (net[2], net[4], net[8], net[9]):
             module.weight.requires_grad_(False)
         with torch.autocast("cpu", torch.bfloat16):
-            assert "OneProduct" not in seen(net(x).grad_fn)
+            assert "ByProducts" not in seen(net(x).grad_fn)
 
 
 def test_training_uses_it(monkeypatch):
