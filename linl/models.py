@@ -6,7 +6,8 @@ layer of LiNLNet's AlexNet and VGG16, 32-pixel stems, option-A shortcuts); `resn
 has torchvision's layout and parameter names, so its weights load.
 
 Geometry for 32 pixels: resnet18 has a 3×3 stem and the published max-pool (`stem="linlnet"`) or none
-(`stem="cifar"`); MobileNetV2 and EfficientNet-Lite keep full resolution in the stem and second stage.
+(`stem="cifar"`; by name `resnet18_cifar`, what CIFAR is mostly trained on); MobileNetV2 and EfficientNet-Lite keep full
+resolution in the stem and second stage.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ def _resnet18(size, classes, width, stem=None, shortcut="B"):
     if stem not in ("linlnet", "cifar", "imagenet"):
         raise ValueError(f'stem={stem!r}: choose "linlnet", "cifar" or "imagenet"')
     return ResNet((2, 2, 2, 2), 64, stem, _shortcut(shortcut), size[0], classes, width)
+
+
+def _resnet18_cifar(size, classes, width, shortcut="B"):
+    return _resnet18(size, classes, width, "cifar", shortcut)
 
 
 def _resnet_cifar(depth):
@@ -131,6 +136,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "vgg16": _vgg("vgg16"),
     "vgg19": _vgg("vgg19"),
     "resnet18": _resnet18,
+    "resnet18_cifar": _resnet18_cifar,
     "resnet20": _resnet_cifar(20),
     "resnet32": _resnet_cifar(32),
     "resnet44": _resnet_cifar(44),
@@ -165,8 +171,8 @@ def create(
             of weights (.safetensors, .pt, .pth, .th) for this layout; or, for mobilenetv2, an archive of TensorFlow's
             weights (.npz, see `linl.weights`), in whose layout it is built, with a head of its classes.
         options: of the network: mlp(hidden, norm, dropout), alexnet/vgg/mobilenetv2/efficientnet_lite
-            (dropout), resnet18(stem="linlnet" | "cifar" | "imagenet", shortcut), resnet20-56(shortcut),
-            vit_tiny(patch).
+            (dropout), resnet18(stem="linlnet" | "cifar" | "imagenet", shortcut), resnet18_cifar(shortcut),
+            resnet20-56(shortcut), vit_tiny(patch).
 
     Returns: an `nn.Module` in train mode, with `.input_size`, `.num_classes` and, for this layout, `.made_by`: what
         builds it again elsewhere, without its weights.

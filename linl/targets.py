@@ -171,9 +171,11 @@ def epochs(done: pd.DataFrame) -> list[dict]:
 
 
 def seconds_to(done: pd.DataFrame, accuracy: float = 0.94, seconds: float = 120, seeds: int = 5) -> list[dict]:
-    """ResNet18's seconds of training to a test accuracy on CIFAR-10, at the last epoch, on a GPU: a row a twin; of
-    several schedules the fastest that reaches it with all seeds, else the one that comes nearest."""
-    where = "network == 'resnet18' and dataset == 'cifar10' and width == 1 and limit == 0 and how_gpu != ''"
+    """ResNet18's seconds of training to a test accuracy on CIFAR-10, at the last epoch, on a GPU, with the paper's
+    max-pool or without: a row a twin; of several schedules the fastest that reaches it with all seeds, else the one
+    that comes nearest."""
+    networks = "network in ('resnet18', 'resnet18_cifar')"
+    where = f"{networks} and dataset == 'cifar10' and width == 1 and limit == 0 and how_gpu != ''"
     groups = [group for _, group in done.query(where).groupby(["key", "how_gpu"])] if len(done) else []
     return [_seconds_to(groups, *twin, accuracy, seconds, seeds) for twin in (("relu", "ReLUs"), ("linl", "LiNLUs"))]
 

@@ -27,6 +27,7 @@ def parameters(net):
         ("vgg16", 32, 10, 15_250_378),
         ("resnet18", 224, 1000, 11_689_512),  # torchvision's
         ("resnet18", 32, 10, 11_173_962),
+        ("resnet18_cifar", 32, 10, 11_173_962),  # a max-pool has no parameters
         ("resnet20", 32, 10, 269_722),  # He et al.: 0.27 M
         ("resnet56", 32, 10, 853_018),  # 0.85 M
         ("mobilenetv2", 224, 1000, 3_504_872),  # torchvision's
@@ -47,9 +48,9 @@ def test_what_merging_the_last_hidden_layer_saves_is_the_papers_27_percent():
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("mlp", 4), ("alexnet", 7), ("vgg16", 15), ("vgg19", 18), ("resnet18", 17), ("resnet20", 19), ("resnet32", 31),
-     ("resnet44", 43), ("resnet56", 55), ("mobilenetv2", 35), ("efficientnet_lite0", 33), ("efficientnet_lite4", 61),
-     ("vit_tiny", 12)],
+    [("mlp", 4), ("alexnet", 7), ("vgg16", 15), ("vgg19", 18), ("resnet18", 17), ("resnet18_cifar", 17),
+     ("resnet20", 19), ("resnet32", 31), ("resnet44", 43), ("resnet56", 55), ("mobilenetv2", 35),
+     ("efficientnet_lite0", 33), ("efficientnet_lite4", 61), ("vit_tiny", 12)],
 )  # fmt: skip
 def test_activations_and_a_forward_pass(name, count):
     net = create(name, num_classes=7, width=0.25)
@@ -77,6 +78,7 @@ def test_small_image_geometry():
     x = torch.randn(1, 3, 32, 32)
     assert resolution(create("resnet18", width=0.25), x) == 2  # 3×3 stem, then the published max-pool
     assert resolution(create("resnet18", width=0.25, stem="cifar"), x) == 4
+    assert resolution(create("resnet18_cifar", width=0.25), x) == 4
     assert resolution(create("resnet20", width=0.5), x) == 8
     mobile = create("mobilenetv2", width=0.25).eval()
     lite = create("efficientnet_lite0", width=0.25).eval()

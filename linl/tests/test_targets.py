@@ -88,6 +88,7 @@ def test_seconds_to_an_accuracy_count_on_a_gpu_only_with_all_seeds():
     assert words(raced(seeds=4)) == ["no", "no"]
     assert words(raced(seconds=121.0)) == ["no", "no"]
     assert words(raced(accuracy=0.939)) == ["no", "no"]
+    assert words(raced().assign(network="resnet18_cifar")) == ["yes", "no"], "without the paper's max-pool"
     longer = raced(accuracy=0.95, seconds=9000.0, seeds=5).assign(key="paper", finished="2")
     assert words(raced(), longer)[0] == "yes", "a longer schedule, later, takes nothing away"
 
