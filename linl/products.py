@@ -79,12 +79,14 @@ def kernel_gradient(x: Tensor, g: Tensor, geometry: Geometry) -> Tensor:
     ways = zip(geometry.both(g.shape[2:], x.shape[2:]), geometry.stride, geometry.kernel, strict=True)
     rows, columns = ([_joined(taps, tap, stride) for tap in range(kernel)] for taps, stride, kernel in ways)
     x, g = x.permute(2, 3, 0, 1), g.permute(2, 3, 0, 1)
-    of_weight = x.new_zeros(g.shape[3], *geometry.kernel, x.shape[3])
+    of_weight = x.new_empty(g.shape[3], *geometry.kernel, x.shape[3])
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
             if row and column:
                 outputs, inputs = g[row[0], column[0]].flatten(0, 2), x[row[1], column[1]].flatten(0, 2)
                 of_weight[:, i, j] = outputs.t() @ inputs
+            else:
+                of_weight[:, i, j] = 0
     return of_weight.permute(0, 3, 1, 2)
 
 
