@@ -19,6 +19,8 @@ PIXELS, PIXELS_OF_KERNELS = 4, 16
 Measured with two threads of an EPYC, 128 images, against torch 2.13's own: 512 channels of 2×2 pixels take a quarter of
 the time forwards and for the inputs' gradient and a sixth for the kernel's. Above, products aren't faster, unless there
 are very many channels; nor are they where a kernel of one pixel sees several, which torch takes as one product too."""
+LEAST, LEAST_OF_KERNELS = 2**19, 2**22
+"""Images × channels in × channels out from which that pays, likewise: below, calling costs more than is saved."""
 
 
 @contextlib.contextmanager
@@ -51,11 +53,10 @@ class _Forward:
         mixed = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
         trained = torch.is_grad_enabled() and weight.requires_grad
         geometry = Geometry(module.kernel_size, module.stride, module.padding)
-        pixels = math.prod(geometry.outs(x.shape[-2:])) if mixed and trained and x.dim() == 4 else 0
-        if not 0 < pixels <= PIXELS_OF_KERNELS:
+        way = _way(x, weight, geometry) if mixed and trained and x.dim() == 4 else None
+        if way is None:
             return nn.Conv2d._conv_forward(module, x, weight, bias)
-        throughout = pixels == 1 or (pixels <= PIXELS and max(module.kernel_size) > 1)
-        y = (_AllByProducts if throughout else _KernelByProducts).apply(x.bfloat16(), weight.bfloat16(), geometry)
+        y = way.apply(x.bfloat16(), weight.bfloat16(), geometry)
         return y if bias is None else y + bias.bfloat16()[:, None, None]
 
     def __reduce__(self):
@@ -73,6 +74,14 @@ def _plain(module: nn.Module) -> bool:
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
     )
+
+
+def _way(x: Tensor, weight: Tensor, geometry: Geometry) -> type[torch.autograd.Function] | None:
+    """What is by products; None where nothing is."""
+    pixels, joined = math.prod(geometry.outs(x.shape[2:])), len(x) * weight.shape[0] * weight.shape[1]
+    if 0 < pixels <= PIXELS and joined >= LEAST and (pixels == 1 or max(geometry.kernel) > 1):
+        return _AllByProducts
+    return _KernelByProducts if 0 < pixels <= PIXELS_OF_KERNELS and joined >= LEAST_OF_KERNELS else None
 
 
 class _AllByProducts(torch.autograd.Function):

@@ -53,6 +53,13 @@ def test_what_sees_the_same_is_one_product():
         assert counter.get_total_flops() == 2 * 8 * (4 * 4) * (4 * 5)  # a convolution counts 9 taps of 4 pixels
 
 
+@pytest.fixture
+def however_few(monkeypatch):
+    """Networks of a test are too small for it to pay."""
+    monkeypatch.setattr(small_images, "LEAST", 0)
+    monkeypatch.setattr(small_images, "LEAST_OF_KERNELS", 0)
+
+
 def network():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(),
@@ -71,6 +78,7 @@ def gradients(net, x, quick):
     return {name: p.grad for name, p in net.named_parameters()}
 
 
+@pytest.mark.usefixtures("however_few")
 def test_a_networks_gradients_are_those_of_torch_but_for_rounding():
     net, x = network(), torch.randn(16, 3, 8, 8)  # outputs of 8×8, three times 4×4, and twice 2×2 pixels
     exact = copy.deepcopy(net).double()
@@ -85,6 +93,7 @@ def test_a_networks_gradients_are_those_of_torch_but_for_rounding():
         assert ours[name].dtype == torch.float32 and apart["linl"] <= 1.5 * apart["torch"] + 1e-3, (name, apart)
 
 
+@pytest.mark.usefixtures("however_few")
 def test_evaluation_and_float32_are_torchs_own_and_nothing_stays():
     net, x = network(), torch.randn(4, 3, 8, 8)
     before, names = net(x), set(net.state_dict())
@@ -127,6 +136,7 @@ def test_one_within_another_and_a_forward_pass_of_somebodys_own():
     assert marked(net) == [net[2]] and net[2]._conv_forward is own
 
 
+@pytest.mark.usefixtures("however_few")
 def test_a_copy_made_inside_is_torchs_own(tmp_path):
     net, x = network(), torch.randn(4, 3, 8, 8)
     with products_where_images_are_small(net, CPU, "bf16"):
@@ -152,6 +162,20 @@ def seen(node, found=None):
     return " ".join(str(type(one).__name__) for one in found)
 
 
+def test_where_it_would_not_pay_nothing_is_changed():
+    conv = nn.Conv2d(64, 64, 3, padding=1)
+    ways = {}
+    with products_where_images_are_small(conv, CPU, "bf16"), torch.autocast("cpu", torch.bfloat16):
+        for images, side in itertools.product((8, 128, 1024), (2, 4, 5)):
+            found = seen(conv(torch.randn(images, 64, side, side, requires_grad=True)).grad_fn)
+            ways[images, side] = next((way for way in ("AllByProducts", "KernelByProducts") if way in found), "")
+    assert ways == {
+        (8, 2): "", (8, 4): "", (8, 5): "", (128, 2): "AllByProducts", (128, 4): "", (128, 5): "",
+        (1024, 2): "AllByProducts", (1024, 4): "KernelByProducts", (1024, 5): "",
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("however_few")
 def test_only_bf16_is_ours_and_only_what_is_trained():
     net, x = network(), torch.randn(4, 3, 8, 8)
     with products_where_images_are_small(net, CPU, "bf16"):
@@ -165,6 +189,7 @@ def test_only_bf16_is_ours_and_only_what_is_trained():
             assert "ByProducts" not in seen(net(x).grad_fn)
 
 
+@pytest.mark.usefixtures("however_few")
 def test_training_uses_it(monkeypatch):
     """And ends with the network as it was."""
     called = []
