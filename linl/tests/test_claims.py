@@ -78,3 +78,35 @@ def test_a_gain_on_a_shorter_schedule_says_so():
     both = pd.concat([full, pd.DataFrame([{**run, "key": "k-b", "score": "lamp", "cycles_table": table}])])
     assert claims.pruning(both)[0]["verdict"] == "shorter schedule: -2.00", "one of the two is"
     assert "25 cycles of 50 epochs; resnet20, 3 cycles" in claims.pruning(both)[0]["schedule"]
+
+
+def learnt(layers, depth, **more):
+    run = {
+        "key": f"k-{layers}",
+        "seed": 0,
+        "dataset": "cifar10",
+        "network": f"resnet{layers}",
+        "width": 1.0,
+        "finished": "1",
+    }
+    run |= {
+        "epochs": 100,
+        "recipe": "layer-folding",
+        "depth_published": depth,
+        "layers_before": layers,
+        **claims.AS_LEARNT,
+    }
+    return pd.DataFrame([{**run, **HOW, **more}])
+
+
+def test_similar_depths_are_those_of_three_networks_within_two_layers():
+    def found(*runs):
+        rows = claims.layer_folding(pd.concat(runs))
+        return next(row for row in rows if row["claim"] == "similar depths, cifar10")
+
+    two = learnt(44, 9), learnt(20, 11)
+    assert found(*two)["verdict"] == "not run"
+    three = found(*two, learnt(32, 10))
+    assert three["verdict"] == "reproduced" and three["ours"] == "depths 11 of 20, 10 of 32, 9 of 44"
+    assert found(*two, learnt(32, 12))["verdict"] == "not reproduced"
+    assert found(*two, learnt(32, 12, epochs=12))["verdict"] == "shorter schedule: not reproduced"
