@@ -10,8 +10,8 @@ HOW = {"how_gpu": "", "how_cpu": "a processor", "how_threads": 1, "limit": 0}
 
 def linlnet(key, epochs, accuracy, linear, finished="1", seed=0, recipe="linlnet", **more):
     row = {"network": "alexnet", "dataset": "cifar10", "width": 1.0, "key": key, "epochs": epochs, "seed": seed}
-    row |= {"linl_test_accuracy": accuracy, "linear": linear, "finished": finished, "recipe": recipe}
-    return {**row, **HOW, **more}
+    row |= {"linl_test_accuracy": accuracy, "linear": linear, "p": [0.5] * (7 - linear) + [1.0] * linear}
+    return {**row, "finished": finished, "recipe": recipe, **HOW, **more}
 
 
 def of_alexnet(rows):
@@ -27,6 +27,8 @@ def test_one_setting_the_longest_then_the_newest():
     assert found["run"] == "newer" and found["schedule"] == "3 of 200 epochs, linlnet-short"
     assert found["verdict"] == "accuracy: shorter schedule: -26.71; linear layers: shorter schedule: -2"
     assert of_alexnet([linlnet("a-part", 200, 0.8771, 2, limit=100)])["verdict"] == "not run", "not on all images"
+    almost = of_alexnet([{**full, "linear": 1, "p": [0.5] * 5 + [1.0, 0.995]}])
+    assert almost["ours"] == "87.71 %, 1 linear (2 from 0.99 on)" and "differs by -1" in almost["verdict"]
     rows = claims.linlnet(pd.DataFrame())
     assert {row["verdict"] for row in rows} == {"not run", "needs ImageNet"} and len(rows) == 7
 
