@@ -177,15 +177,18 @@ def _similar(data: str, done: pd.DataFrame) -> dict:
     names = sorted(done.query("dataset == @data and width == 1")["network"].unique()) if len(done) else []
     how = {**AS_LEARNT, "dataset": data, "width": 1.0}
     groups = [g for name in names if (g := setting(done, LEARNT, network=name, **how)) is not None]
-    groups.sort(key=lambda g: g["layers_before"].mean())
+    groups.sort(key=lambda g: g.iloc[0]["activations"])
     if len(groups) < 3:
         return row(*claim)
     depths = [g["depth_published"].mean() for g in groups]
     unlike = LEARNT.unlike(*groups)
     holds = max(depths) - min(depths) <= 2
     word = otherwise("reproduced", unlike) if holds else f"{unlike}: not reproduced" if unlike else "not reproduced"
-    told = [f"{depth:.0f} of {g['layers_before'].mean():.0f}" for depth, g in zip(depths, groups, strict=True)]
-    ours = f"depths {', '.join(told)}"
+    told = [
+        f"{g.iloc[0]['network']} {depth:.3g} of {g.iloc[0]['activations'] + 1:.0f}"
+        for depth, g in zip(depths, groups, strict=True)
+    ]
+    ours = f"depths: {', '.join(told)}"
     return row(*claim, word, ours, "; ".join(sorted({LEARNT.told(g.iloc[0]) for g in groups})), *groups)
 
 

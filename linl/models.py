@@ -6,7 +6,7 @@ layer of LiNLNet's AlexNet and VGG16, 32-pixel stems, option-A shortcuts); `resn
 has torchvision's layout and parameter names, so its weights load.
 
 Geometry for 32 pixels: resnet18 has a 3×3 stem and the published max-pool (`stem="linlnet"`) or none
-(`stem="cifar"`; by name `resnet18_cifar`, what CIFAR is mostly trained on); MobileNetV2 and EfficientNet-Lite keep full
+(`stem="cifar"`; by name `resnet18_cifar`, the usual one for CIFAR); MobileNetV2 and EfficientNet-Lite keep full
 resolution in the stem and second stage.
 """
 

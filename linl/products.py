@@ -1,11 +1,17 @@
-"""A convolution's outputs and both its gradients as matrix products, without the border's zeros."""
+"""A convolution's outputs and both its gradients as matrix products, without the border's zeros.
+
+All of them can be differentiated in their turn.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+_LAST = torch.channels_last
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Geometry:
         return [[i - start if 0 <= i - start < self.kernel[way] else None for i in range(ins)] for start in starts]
 
     def both(self, outs: tuple[int, int], ins: tuple[int, int]) -> tuple[list, list]:
-        """`taps` of both directions."""
+        """`taps` of both directions, rows first."""
         return self.taps(0, outs[0], ins[0]), self.taps(1, outs[1], ins[1])
 
 
@@ -42,39 +48,54 @@ class _Group:
 
 
 def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """The convolution without bias: inputs (N, C, H, W) and a kernel (D, C, kh, kw) to outputs (N, D, h, w).
+    """The convolution without bias. All outputs that see the same inputs are one product, without the border's zeros.
 
-    All outputs that see the same inputs are one product, and none is multiplied by the border's zeros: two pixels by
-    two, and a kernel of 3×3 around each, are a single dense layer with four ninths of the convolution's products.
-    """
-    x, taps = x.permute(0, 2, 3, 1), weight.permute(2, 3, 0, 1)
-    outs = geometry.outs(x.shape[1:3])
-    y = x.new_zeros(len(x), *outs, len(weight))
-    for high, wide in _groups(*geometry.both(outs, x.shape[1:3])):
-        matrix = _dense(taps, high.taps, wide.taps)
-        product = x[:, high.theirs, wide.theirs].flatten(1) @ matrix.t()
-        y[:, high.ours, wide.ours] = product.view(len(x), len(high.taps), len(wide.taps), -1)
-    return y.permute(0, 3, 1, 2)
-
-
-def input_gradient(g: Tensor, weight: Tensor, geometry: Geometry, ins: tuple[int, int]) -> Tensor:
-    """The gradient of `convolve`'s inputs (N, C, *ins), from that of its outputs (N, D, h, w)."""
-    g, taps = g.permute(0, 2, 3, 1), weight.permute(2, 3, 0, 1)
-    of_x = g.new_zeros(len(g), *ins, weight.shape[1])
-    for high, wide in _groups(*(_turned(way) for way in geometry.both(g.shape[1:3], ins))):
-        matrix = _dense(taps, _turned(high.taps), _turned(wide.taps))
-        product = g[:, high.theirs, wide.theirs].flatten(1) @ matrix
-        of_x[:, high.ours, wide.ours] = product.view(len(g), len(high.taps), len(wide.taps), -1)
-    return of_x.permute(0, 3, 1, 2)
-
-
-def kernel_gradient(x: Tensor, g: Tensor, geometry: Geometry) -> Tensor:
-    """The gradient of `convolve`'s kernel (D, C, kh, kw): a product a tap, of all pixels that it joins in the batch.
+    Two pixels by two, and a kernel of 3×3 around each, are a single dense layer with four ninths of the products that
+    nine taps of four outputs make.
 
     Args:
         x: inputs (N, C, H, W).
-        g: gradient of the outputs (N, D, h, w).
+        weight: the kernel (D, C, kh, kw), in the inputs' dtype.
         geometry: kernel, stride and padding.
+
+    Returns: outputs (N, D, h, w), channels last.
+    """
+    outs, pixels = geometry.outs(x.shape[2:]), x.permute(0, 2, 3, 1)
+    y, taps = _zeros(x, weight.shape[0], outs), weight.permute(2, 3, 0, 1)
+    for high, wide in _groups(*geometry.both(outs, x.shape[2:])):
+        product = pixels[:, high.theirs, wide.theirs].flatten(1) @ _dense(taps, high.taps, wide.taps).t()
+        _put(y, high, wide, product)
+    return y
+
+
+def input_gradient(g: Tensor, weight: Tensor, geometry: Geometry, ins: tuple[int, int]) -> Tensor:
+    """The gradient of `convolve`'s inputs.
+
+    Args:
+        g: gradient of the outputs (N, D, h, w).
+        weight: the kernel (D, C, kh, kw), in the same dtype.
+        geometry: kernel, stride and padding.
+        ins: height and width of the inputs.
+
+    Returns: (N, C, *ins), channels last.
+    """
+    pixels, taps = g.permute(0, 2, 3, 1), weight.permute(2, 3, 0, 1)
+    of_x = _zeros(g, weight.shape[1], ins)
+    for high, wide in _groups(*(_turned(way) for way in geometry.both(g.shape[2:], ins))):
+        matrix = _dense(taps, _turned(high.taps), _turned(wide.taps))
+        _put(of_x, high, wide, pixels[:, high.theirs, wide.theirs].flatten(1) @ matrix)
+    return of_x
+
+
+def kernel_gradient(x: Tensor, g: Tensor, geometry: Geometry) -> Tensor:
+    """The gradient of `convolve`'s kernel: a product a tap, of all pixels that it joins in the batch.
+
+    Args:
+        x: inputs (N, C, H, W).
+        g: gradient of the outputs (N, D, h, w), in the same dtype.
+        geometry: kernel, stride and padding.
+
+    Returns: (D, C, kh, kw).
     """
     ways = zip(geometry.both(g.shape[2:], x.shape[2:]), geometry.stride, geometry.kernel, strict=True)
     rows, columns = ([_joined(taps, tap, stride) for tap in range(kernel)] for taps, stride, kernel in ways)
@@ -88,6 +109,18 @@ def kernel_gradient(x: Tensor, g: Tensor, geometry: Geometry) -> Tensor:
             else:
                 of_weight[:, i, j] = 0
     return of_weight.permute(0, 3, 1, 2)
+
+
+def _zeros(like: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
+    """Images of zeros, channels last; no view of anything, so that a layer behind may change them in place."""
+    made = torch.empty(len(like), channels, *size, dtype=like.dtype, device=like.device, memory_format=_LAST)
+    return made.zero_()
+
+
+def _put(images: Tensor, high: _Group, wide: _Group, product: Tensor) -> None:
+    """Writes a group's product to its pixels."""
+    sizes = len(images), len(high.taps), len(wide.taps), images.shape[1]
+    images.permute(0, 2, 3, 1)[:, high.ours, wide.ours] = product.view(sizes)
 
 
 def _groups(rows: list, columns: list) -> Iterator[tuple[_Group, _Group]]:
@@ -116,9 +149,9 @@ def _turned(taps: list[list[int | None]]) -> list[list[int | None]]:
 def _dense(taps: Tensor, rows: list[list[int]], columns: list[list[int]]) -> Tensor:
     """The matrix of outputs that all see the same inputs, (outs·D, ins·C), from taps (kh, kw, D, C)."""
     matrix = taps.new_empty(len(rows), len(columns), taps.shape[2], len(rows[0]), len(columns[0]), taps.shape[3])
-    for out, row in zip(matrix, rows, strict=True):
-        for one, column in zip(out, columns, strict=True):
-            one.copy_(taps[row[0] : row[-1] + 1, column[0] : column[-1] + 1].permute(2, 0, 1, 3))
+    for a, row in enumerate(rows):
+        for b, column in enumerate(columns):
+            matrix[a, b] = taps[row[0] : row[-1] + 1, column[0] : column[-1] + 1].permute(2, 0, 1, 3)
     return matrix.flatten(0, 2).flatten(1)
 
 

@@ -15,20 +15,24 @@ from torch import Tensor, nn
 from linl.products import Geometry, convolve, input_gradient, kernel_gradient
 
 PIXELS, PIXELS_OF_KERNELS = 4, 16
-"""Up to so many output pixels a convolution is products throughout; up to the second its kernel's gradient alone.
-Measured with two threads of an EPYC, 128 images, against torch 2.13's own: 512 channels of 2×2 pixels take a quarter of
-the time forwards and for the inputs' gradient and a sixth for the kernel's. Above, products aren't faster, unless there
-are very many channels; nor are they where a kernel of one pixel sees several, which torch takes as one product too."""
-LEAST, LEAST_OF_KERNELS = 2**19, 2**22
-"""Images × channels in × channels out from which that pays, likewise: below, calling costs more than is saved."""
+"""Up to so many output pixels a convolution is products throughout; up to the second its kernel's gradient alone (but
+not where the kernel is one pixel itself: torch takes those as a product too). What it gives is measured in
+notebooks/experiments/epoch_speed.ipynb, side by side with torch's own."""
+CHANNELS, LEAST, LEAST_OF_KERNELS = 128, 2**19, 2**22
+"""With fewer channels products are too thin; and images × channels in × channels out from which they pay, throughout
+and for the kernel's gradient alone: below, calling them costs more than is saved. Two threads of an EPYC."""
 
 
 @contextlib.contextmanager
 def products_where_images_are_small(net: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
     """While this lasts, convolutions with small images are matrix products (CPU, bf16 only).
 
-    torch's CPU library goes through a batch image by image, and multiplies the border's zeros as well. With 512
-    channels and 2×2 pixels that is several times slower than products over the whole batch, which are the same sums.
+    On few pixels torch's CPU library is several times slower than products over the whole batch, which are the same
+    sums.
+
+    Args:
+        net: changed while this lasts.
+        device, precision: of the training; elsewhere nothing is changed.
     """
     changed = []
     if device.type == "cpu" and precision == "bf16":
@@ -51,6 +55,7 @@ class _Forward:
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         module = self.module
         mixed = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
+        mixed &= torch.float64 not in (x.dtype, weight.dtype)  # which autocast leaves alone
         trained = torch.is_grad_enabled() and weight.requires_grad
         geometry = Geometry(module.kernel_size, module.stride, module.padding)
         way = _way(x, weight, geometry) if mixed and trained and x.dim() == 4 else None
@@ -78,10 +83,15 @@ def _plain(module: nn.Module) -> bool:
 
 def _way(x: Tensor, weight: Tensor, geometry: Geometry) -> type[torch.autograd.Function] | None:
     """What is by products; None where nothing is."""
-    pixels, joined = math.prod(geometry.outs(x.shape[2:])), len(x) * weight.shape[0] * weight.shape[1]
-    if 0 < pixels <= PIXELS and joined >= LEAST and (pixels == 1 or max(geometry.kernel) > 1):
+    out, into = weight.shape[:2]
+    pixels, size = math.prod(geometry.outs(x.shape[2:])), len(x) * out * into
+    if x.shape[1] != into or min(out, into) < CHANNELS or not pixels:
+        return None
+    one_by_one = max(geometry.kernel) == 1
+    if pixels <= PIXELS and size >= LEAST and (pixels == 1 or not one_by_one):
         return _AllByProducts
-    return _KernelByProducts if 0 < pixels <= PIXELS_OF_KERNELS and joined >= LEAST_OF_KERNELS else None
+    few = pixels <= (PIXELS if one_by_one else PIXELS_OF_KERNELS)
+    return _KernelByProducts if few and size >= LEAST_OF_KERNELS else None
 
 
 class _AllByProducts(torch.autograd.Function):
@@ -97,7 +107,7 @@ class _AllByProducts(torch.autograd.Function):
     def backward(ctx, g):
         x, weight = ctx.saved_tensors
         of_x = input_gradient(g, weight, ctx.geometry, x.shape[2:]) if ctx.needs_input_grad[0] else None
-        return of_x, kernel_gradient(x, g, ctx.geometry) if ctx.needs_input_grad[1] else None, None
+        return of_x, kernel_gradient(x, g, ctx.geometry), None
 
 
 class _KernelByProducts(torch.autograd.Function):
@@ -115,4 +125,4 @@ class _KernelByProducts(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             sizes = geometry.stride, geometry.padding, (1, 1), False, (0, 0), 1
             of_x = torch.ops.aten.convolution_backward(g, x, weight, None, *sizes, [True, False, False])[0]
-        return of_x, kernel_gradient(x, g, geometry) if ctx.needs_input_grad[1] else None, None
+        return of_x, kernel_gradient(x, g, geometry), None

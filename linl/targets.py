@@ -188,7 +188,7 @@ def _seconds_to(groups: list[pd.DataFrame], twin: str, name: str, accuracy: floa
     reached, took = f"{twin}_test_accuracy", f"{twin}_seconds"
     there = [group for group in groups if len(group) >= seeds and (group[reached] >= accuracy).all()]
     best = min(there, key=lambda g: g[took].mean()) if there else max(groups, key=lambda g: g[reached].mean())
-    told = f"{mean_sd(best[took], 0)} s, {mean_sd(100 * best[reached])} %, {len(best)} seeds"
+    told = f"{mean_sd(best[took], 0)} s, {mean_sd(100 * best[reached])} %, {len(best)} seeds, {best.iloc[0]['network']}"
     return row(*what, told, [bool(there) and best[took].mean() <= seconds], done=best)
 
 

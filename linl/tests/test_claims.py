@@ -95,7 +95,7 @@ def learnt(layers, depth, **more):
         "epochs": 100,
         "recipe": "layer-folding",
         "depth_published": depth,
-        "layers_before": layers,
+        "activations": layers - 1,
         **claims.AS_LEARNT,
     }
     return pd.DataFrame([{**run, **HOW, **more}])
@@ -109,6 +109,9 @@ def test_similar_depths_are_those_of_three_networks_within_two_layers():
     two = learnt(44, 9), learnt(20, 11)
     assert found(*two)["verdict"] == "not run"
     three = found(*two, learnt(32, 10))
-    assert three["verdict"] == "reproduced" and three["ours"] == "depths 11 of 20, 10 of 32, 9 of 44"
+    assert (
+        three["verdict"] == "reproduced"
+        and three["ours"] == "depths: resnet20 11 of 20, resnet32 10 of 32, resnet44 9 of 44"
+    )
     assert found(*two, learnt(32, 12))["verdict"] == "not reproduced"
     assert found(*two, learnt(32, 12, epochs=12))["verdict"] == "shorter schedule: not reproduced"

@@ -1,4 +1,4 @@
-"""Kernels' gradients in one product: the same sums, and everything as before afterwards."""
+"""Convolutions of few pixels trained as products: the same sums, where it pays, and everything as before afterwards."""
 
 import copy
 import itertools
@@ -10,52 +10,15 @@ from torch import nn
 
 import linl
 from linl import small_images
-from linl.products import Geometry, convolve, input_gradient, kernel_gradient
 from linl.small_images import products_where_images_are_small
 
 CPU = torch.device("cpu")
-KERNELS, STRIDES, PADDINGS = ((1, 1), (3, 3), (3, 1)), ((1, 1), (2, 2), (1, 2)), ((0, 0), (1, 1), (2, 0))
-
-
-@pytest.mark.parametrize("kernel, stride, padding", itertools.product(KERNELS, STRIDES, PADDINGS))
-@pytest.mark.parametrize("size", [(6, 5), (4, 4), (2, 2), (3, 2), (2, 1)])
-def test_products_are_the_convolution_and_its_gradients(kernel, stride, padding, size):
-    """Pixels that no output sees (strides), outputs that see only the border (wide paddings), and all in between."""
-    geometry = Geometry(kernel, stride, padding)
-    x = torch.randn(3, 5, *size, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(4, 5, *kernel, dtype=torch.float64, requires_grad=True)
-    if 0 in geometry.outs(size):
-        with pytest.raises(RuntimeError, match="size"):
-            F.conv2d(x, weight, None, stride, padding)
-        return
-    y = F.conv2d(x, weight, None, stride, padding)
-    g = torch.randn_like(y)
-    y.backward(g)
-    x_, weight_ = x.detach(), weight.detach()
-    assert geometry.outs(size) == y.shape[2:]
-    for got, right in (
-        (convolve(x_, weight_, geometry), y), (input_gradient(g, weight_, geometry, size), x.grad),
-        (kernel_gradient(x_, g, geometry), weight.grad),
-    ):  # fmt: skip
-        assert got.shape == right.shape and (got - right).abs().max() < 1e-10
-
-
-def test_what_sees_the_same_is_one_product():
-    """Two pixels by two, 3×3 around each: one dense layer, and not a zero in it."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    geometry, x, weight = Geometry((3, 3), (1, 1), (1, 1)), torch.randn(8, 5, 2, 2), torch.randn(4, 5, 3, 3)
-    g = torch.randn(8, 4, 2, 2)
-    for work in (lambda: convolve(x, weight, geometry), lambda: input_gradient(g, weight, geometry, (2, 2)),
-                 lambda: kernel_gradient(x, g, geometry)):  # fmt: skip
-        with FlopCounterMode(display=False) as counter:
-            work()
-        assert counter.get_total_flops() == 2 * 8 * (4 * 4) * (4 * 5)  # a convolution counts 9 taps of 4 pixels
 
 
 @pytest.fixture
 def however_few(monkeypatch):
     """Networks of a test are too small for it to pay."""
+    monkeypatch.setattr(small_images, "CHANNELS", 0)
     monkeypatch.setattr(small_images, "LEAST", 0)
     monkeypatch.setattr(small_images, "LEAST_OF_KERNELS", 0)
 
@@ -121,6 +84,18 @@ def test_elsewhere_nothing_is_changed(device, precision):
         assert not any("_conv_forward" in vars(module) for module in net.modules())
 
 
+@pytest.mark.usefixtures("however_few")
+@pytest.mark.parametrize("side", [2, 4])
+def test_a_gradient_of_a_gradient(side):
+    conv, x, found = nn.Conv2d(4, 4, 3, padding=1), torch.randn(3, 4, side, side, requires_grad=True), []
+    for precision in ("fp32", "bf16"):
+        with products_where_images_are_small(conv, CPU, precision), torch.autocast("cpu", torch.bfloat16):
+            y = conv(x)
+        (first,) = torch.autograd.grad(y.float().pow(2).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.pow(2).sum(), conv.weight)[0])
+    assert (found[0] - found[1]).norm() < 0.03 * found[0].norm()
+
+
 def marked(net):
     return [module for module in net.modules() if "_conv_forward" in vars(module)]
 
@@ -162,17 +137,67 @@ def seen(node, found=None):
     return " ".join(str(type(one).__name__) for one in found)
 
 
-def test_where_it_would_not_pay_nothing_is_changed():
-    conv = nn.Conv2d(64, 64, 3, padding=1)
-    ways = {}
+def ways(conv, images, sides):
+    """What of a convolution is by products, for square images of several sizes."""
+    found = {}
     with products_where_images_are_small(conv, CPU, "bf16"), torch.autocast("cpu", torch.bfloat16):
-        for images, side in itertools.product((8, 128, 1024), (2, 4, 5)):
-            found = seen(conv(torch.randn(images, 64, side, side, requires_grad=True)).grad_fn)
-            ways[images, side] = next((way for way in ("AllByProducts", "KernelByProducts") if way in found), "")
-    assert ways == {
-        (8, 2): "", (8, 4): "", (8, 5): "", (128, 2): "AllByProducts", (128, 4): "", (128, 5): "",
-        (1024, 2): "AllByProducts", (1024, 4): "KernelByProducts", (1024, 5): "",
+        for n, side in itertools.product(images, sides):
+            names = seen(conv(torch.randn(n, conv.in_channels, side, side, requires_grad=True)).grad_fn)
+            found[n, side] = next((way for way in ("AllByProducts", "KernelByProducts") if way in names), "")
+    return found
+
+
+def test_where_it_would_not_pay_nothing_is_changed():
+    every, kernel = "AllByProducts", "KernelByProducts"
+    assert ways(nn.Conv2d(128, 128, 3, padding=1), (8, 64, 512), (2, 4, 5)) == {
+        (8, 2): "", (8, 4): "", (8, 5): "", (64, 2): every, (64, 4): "", (64, 5): "",
+        (512, 2): every, (512, 4): kernel, (512, 5): "",
     }  # fmt: skip
+    of_one_pixel = {(512, 1): every, (512, 2): kernel, (512, 4): ""}
+    assert ways(nn.Conv2d(128, 128, 1), (512,), (1, 2, 4)) == of_one_pixel
+    assert set(ways(nn.Conv2d(64, 256, 3, padding=1), (1024,), (2, 4)).values()) == {""}, "few channels"
+
+
+@pytest.mark.usefixtures("however_few")
+def test_what_isnt_for_products_is_torchs_error_or_answer():
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    with products_where_images_are_small(conv, CPU, "bf16"), torch.autocast("cpu", torch.bfloat16):
+        assert conv(torch.randn(4, 2, 2)).shape == (4, 2, 2), "no batch"
+        with pytest.raises(RuntimeError, match="to have 4 channels, but got 3"):
+            conv(torch.randn(2, 3, 2, 2))
+        conv.padding = (0, 0)
+        with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+            conv(torch.randn(2, 4, 2, 2))
+        double = conv.double()
+        assert double(torch.randn(2, 4, 4, 4).double()).dtype == torch.float64
+
+
+class Sum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        y = self.conv(x)
+        y += x
+        return y
+
+
+@pytest.mark.usefixtures("however_few")
+@pytest.mark.parametrize(
+    "net", [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.ReLU(inplace=True)), Sum()]
+)
+@pytest.mark.parametrize("side", [2, 4])
+def test_what_follows_may_change_the_output_in_place(net, side):
+    x = torch.randn(3, 4, side, side, requires_grad=True)
+    gradients = []
+    for precision in ("fp32", "bf16"):
+        with products_where_images_are_small(net, CPU, precision), torch.autocast("cpu", torch.bfloat16):
+            y = net(x)
+        assert ("ByProducts" in seen(y.grad_fn)) == (precision == "bf16")
+        gradients.append(torch.autograd.grad(y.float().pow(2).sum(), [x, *net.parameters()]))
+    for torchs, ours in zip(*gradients, strict=True):
+        assert (torchs - ours).norm() < 0.02 * torchs.norm()
 
 
 @pytest.mark.usefixtures("however_few")
