@@ -79,6 +79,11 @@ NEAR = 0.99
 pushes it there, and the last step may leave it a little below."""
 
 
+def nearly_linear(layers: list[float]) -> int:
+    """How many of a network's p are `NEAR` or above, the linear ones among them."""
+    return sum(p >= NEAR for p in layers)
+
+
 def linlnet(done: pd.DataFrame) -> list[dict]:
     """Accuracy and linear layers of the seven networks."""
     return [_linlnet(published, done) for _, published in paper("linlnet").iterrows()]
@@ -99,7 +104,7 @@ def _linlnet(published: pd.Series, done: pd.DataFrame) -> dict:
         "linear layers": verdict(published["linear"], group["linear"], digits=0, unlike=unlike),
     }
     ours = f"{mean_sd(accuracy)} %, {mean_sd(group['linear'], 0)} linear"
-    near = group["p"].map(lambda layers: sum(p >= NEAR for p in layers))
+    near = group["p"].map(nearly_linear)
     ours += f" ({mean_sd(near, 0)} from {NEAR:g} on)" if near.mean() > group["linear"].mean() else ""
     return row("LiNLNet", claim, figures, published["source"], together(words), ours, LINLNET.told(first), group)
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_LAST = torch.channels_last
-
 
 @dataclass(frozen=True)
 class Geometry:
@@ -113,8 +111,8 @@ def kernel_gradient(x: Tensor, g: Tensor, geometry: Geometry) -> Tensor:
 
 def _zeros(like: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
     """Images of zeros, channels last; no view of anything, so that a layer behind may change them in place."""
-    made = torch.empty(len(like), channels, *size, dtype=like.dtype, device=like.device, memory_format=_LAST)
-    return made.zero_()
+    as_given = {"dtype": like.dtype, "device": like.device}
+    return torch.empty(len(like), channels, *size, **as_given, memory_format=torch.channels_last).zero_()
 
 
 def _put(images: Tensor, high: _Group, wide: _Group, product: Tensor) -> None:
