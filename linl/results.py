@@ -9,7 +9,9 @@ tables are made from records alone.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -20,6 +22,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +139,14 @@ class Run:
         params: its checked parameters.
         folder: where it leaves everything.
         source: git revision when the run began.
+        load_before: the machine's load then, as `load_average` gives it.
     """
 
     experiment: str
     params: dict[str, Any]
     folder: Path
     source: dict[str, Any] = field(default_factory=lambda: revision())
+    load_before: list[float] | None = field(default_factory=lambda: load_average())
     _began: float = field(default_factory=time.perf_counter, repr=False)
 
     @property
@@ -178,6 +183,8 @@ class Run:
                 **how,
                 **machine(),
                 "threads": _threads(),
+                "load_before": self.load_before,
+                "load_after": load_average(),
                 "seconds": round(time.perf_counter() - self._began, 1),
                 "peak_memory_mb": _peak_memory(),
             },
@@ -284,11 +291,39 @@ def machine() -> dict[str, Any]:
     }
 
 
+def load_average() -> list[float] | None:
+    """Processes that wanted a core over the last minute, the last five and the last fifteen, other people's among them;
+    None where the system doesn't count them. On a quiet machine it is near 0 before a run, and after it no more than
+    the run's own threads and workers."""
+    with contextlib.suppress(AttributeError, OSError):
+        return [round(mean, 2) for mean in os.getloadavg()]
+    return None
+
+
 def versions() -> dict[str, str]:
     """Versions of what the figures depend on."""
-    from importlib.metadata import version
+    return {"python": platform.python_version(), **versions_of("torch", "torchvision", "timm", "numpy")}
 
-    return {"python": platform.python_version(), **{n: version(n) for n in ("torch", "torchvision", "timm", "numpy")}}
+
+def versions_of(*names: str) -> dict[str, str]:
+    """Versions of packages, as a record keeps those of rivals under `rival_versions`.
+
+    Args:
+        names: as they are installed by: "torch-pruning", "auto_LiRPA".
+
+    Returns: for each its version; of one that can only be imported what it says of itself; "not installed".
+    """
+    return {name: _version_of(name) for name in names}
+
+
+def _version_of(name: str) -> str:
+    with contextlib.suppress(PackageNotFoundError):
+        return version(name)
+    try:
+        module = importlib.import_module(name.replace("-", "_"))
+    except ModuleNotFoundError:
+        return "not installed"
+    return getattr(module, "__version__", "unknown")
 
 
 def revision() -> dict[str, Any]:

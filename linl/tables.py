@@ -182,6 +182,15 @@ def hardware(row: pd.Series) -> str:
     return f"{device(row)}, {row['how_threads']} threads"
 
 
+def loaded(row: pd.Series) -> str:
+    """ "load 0.1 before, 1.9 after", of the last minute: whether the machine was quiet when a run began, and whether
+    anything but the run was at work in the end; "load unknown" of an older record."""
+    before, after = row.get("how_load_before"), row.get("how_load_after")
+    if not isinstance(before, list) or not isinstance(after, list):
+        return "load unknown"
+    return f"load {before[0]:.1f} before, {after[0]:.1f} after"
+
+
 def reduced(row: pd.Series) -> list[str]:
     """Words for what was made smaller than the original: its width, the number of images."""
     words = [f"width {row['width']:g}"] if row["width"] != 1 else []

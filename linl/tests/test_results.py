@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from linl import results
+from linl import results, tables
 from linl.results import ParameterError, key_of, mean_sd, parameters
 
 CELL = 'network: str = "mlp"\nepochs: int = 10\nlr: float = 0.1\noverwrite: bool = False\n'
@@ -126,6 +127,35 @@ def test_a_run_that_is_finished_while_one_waits_for_it_stays(monkeypatch):
 
     monkeypatch.setattr(results, "hold", late)
     assert begun().finished and (run.folder / "metrics.csv").is_file()
+
+
+def test_a_record_says_how_busy_the_machine_was(monkeypatch):
+    loads = iter([(0.123, 0.2, 0.3), (2.0, 1.0, 0.5)])
+    monkeypatch.setattr(results.os, "getloadavg", lambda: next(loads))
+    how = begun().finish({})["how"]
+    assert how["load_before"] == [0.12, 0.2, 0.3] and how["load_after"] == [2.0, 1.0, 0.5]
+    row = results.runs("demo", "runs").iloc[0]
+    assert tables.loaded(row) == "load 0.1 before, 2.0 after"
+    assert tables.loaded(row.drop("how_load_before")) == tables.loaded(pd.Series({"how_load_before": float("nan")}))
+
+
+def test_where_nobody_counts_a_load_a_run_is_done_all_the_same(monkeypatch):
+    def unknown():
+        raise OSError("Load averages are unobtainable")
+
+    monkeypatch.setattr(results.os, "getloadavg", unknown)
+    assert begun().finish({})["how"]["load_before"] is None
+    assert tables.loaded(results.runs("demo", "runs").iloc[0]) == "load unknown"
+
+
+def test_versions_of_rivals(tmp_path, monkeypatch):
+    """Installed, only found beside the code, and not there at all."""
+    (tmp_path / "a_rival.py").write_text('__version__ = "1.2"')
+    (tmp_path / "untold.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    told = results.versions_of("numpy", "a-rival", "untold", "nobody-has-it")
+    assert told == {"numpy": np.__version__, "a-rival": "1.2", "untold": "unknown", "nobody-has-it": "not installed"}
+    assert set(results.versions()) == {"python", "torch", "torchvision", "timm", "numpy"}
 
 
 def test_a_finished_runs_parameters_stay_as_they_were():
