@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
-import logging
 import math
 import os
 import platform
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -134,30 +135,75 @@ def latencies(nets: Sequence[Callable], x: Tensor, seconds: float = 0.5) -> list
 def in_turn(calls: Sequence[Callable[[], Any]], seconds: float = 0.5, rounds: int = ROUNDS) -> pd.DataFrame:
     """Milliseconds of each call, a column each, a row a round; ratios of one row were measured side by side.
 
+    Every other round goes through the calls backwards, so that of two each is as often the first. Each turn begins with
+    a call that isn't counted, unless one alone takes all the time there is. No garbage is collected under the clock.
+
     Args:
         calls: they take turns, so that a slow moment hits all of them.
         seconds: least time for each, over all rounds.
         rounds: how many turns each has.
     """
-    timer_of = _timer()
-    timers = [timer_of("call()", globals={"call": call}, num_threads=torch.get_num_threads()) for call in calls]
-    took = [timer.timeit(1).mean for timer in timers]  # torch calls it twice before, so that compiling isn't counted
+    took = [_alone(call) for call in calls]
     often = [max(1, round(seconds / rounds / max(one, 1e-9))) for one in took]
-    return pd.DataFrame(
-        [[1e3 * timer.timeit(n).mean for timer, n in zip(timers, often, strict=True)] for _ in range(rounds)]
-    )
+    table = pd.DataFrame(0.0, index=range(rounds), columns=range(len(calls)))
+    for number in range(rounds):
+        for i in alternating(range(len(calls)), number):
+            if took[i] < seconds:
+                calls[i]()
+            table.loc[number, i] = 1e3 * _mean_seconds(calls[i], often[i])
+    return table
 
 
-def _timer() -> type:
-    """torch's; its import would tell every reader of a notebook that a machine with CUDA's compiler has no GPU."""
-    log = logging.getLogger("torch.utils.cpp_extension")
-    before = log.level
-    log.setLevel(logging.ERROR)
+def alternating(items: Sequence, number: int) -> list:
+    """Items in their order in rounds of even numbers, backwards in odd ones.
+
+    Args:
+        items: left alone.
+        number: of the round.
+    """
+    return list(items) if number % 2 == 0 else list(items)[::-1]
+
+
+def ratio(took: pd.DataFrame, mine, other) -> dict[str, float]:
+    """How long one takes, in times of the other: `ratio`, the median of the rounds' own ratios, and the ends of their
+    middle half, `ratio_low` and `ratio_high`.
+
+    Args:
+        took: as `in_turn` gives it.
+        mine, other: columns of it.
+    """
+    low, middle, high = (took[mine] / took[other]).quantile([0.25, 0.5, 0.75])
+    return {"ratio": middle, "ratio_low": low, "ratio_high": high}
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Python collects no garbage inside: it would count for whoever is timed just then."""
+    before = gc.isenabled()
+    gc.disable()
     try:
-        from torch.utils.benchmark import Timer
+        yield
     finally:
-        log.setLevel(before)
-    return Timer
+        if before:
+            gc.enable()
+
+
+def _alone(call: Callable[[], Any]) -> float:
+    """Seconds of one call, after one that may compile and fill what is kept."""
+    call()
+    return _mean_seconds(call, 1)
+
+
+def _mean_seconds(call: Callable[[], Any], times: int) -> float:
+    """Mean seconds of so many calls; of an accelerator all of its work."""
+    wait = torch.accelerator.synchronize if torch.accelerator.is_available() else lambda: None
+    with no_collection():
+        wait()
+        began = time.perf_counter()
+        for _ in range(times):
+            call()
+        wait()
+        return (time.perf_counter() - began) / times
 
 
 class LatencyTable:

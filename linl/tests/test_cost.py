@@ -1,14 +1,18 @@
 """Measuring: counts that can be checked by hand."""
 
+import gc
+import itertools
 import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 import linl
+from linl import cost
 from linl.cost import depth
 
 
@@ -64,8 +68,58 @@ def test_bad_calls():
         linl.measure(nn.Linear(2, 2), torch.randn(1, 2), names=["a", "b"])
 
 
+def test_turns_change_their_order_and_collect_no_garbage():
+    """Of two calls each is as often the first; a turn begins with a call that isn't counted."""
+    seen, collected = [], []
+
+    def call(name):
+        seen.append(name)
+        collected.append(gc.isenabled())
+
+    assert gc.isenabled()
+    took = cost.in_turn([lambda name=name: call(name) for name in "abc"], seconds=1e-12, rounds=4)
+    assert took.shape == (4, 3) and (took > 0).all().all() and gc.isenabled()
+    assert "".join(seen) == "aabbcc" + "abc" + "cba" + "abc" + "cba", "too slow for calls that aren't counted"
+    assert collected == [True, False] * 3 + [False] * 12, "only what is timed has to do without"
+    for told in (seen, collected):
+        told.clear()
+    cost.in_turn([lambda name=name: call(name) for name in "ab"], seconds=0.01, rounds=2)
+    assert "".join(name for name, _ in itertools.groupby(seen)) == "ababa"
+    assert sum(collected) == 2 + 4, "one at first, one at the beginning of each turn"
+
+
+def test_turns_of_what_takes_longer_are_shorter():
+    """As many calls as fill the time; a pair's times are means of one call."""
+    calls = {"short": 0, "long": 0}
+
+    def work(name, size):
+        calls[name] += 1
+        torch.ones(size).sum()
+
+    took = cost.in_turn([lambda: work("short", 1), lambda: work("long", 20_000_000)], seconds=0.1, rounds=3)
+    assert calls["short"] > 10 * calls["long"] and (took[1] > took[0]).all()
+
+
+def test_a_ratio_is_the_median_of_the_rounds_own():
+    took = pd.DataFrame({"ours": [1.0, 2.0, 3.0, 4.0, 50.0], "theirs": [2.0, 4.0, 6.0, 4.0, 100.0]})
+    assert cost.ratio(took, "ours", "theirs") == {"ratio": 0.5, "ratio_low": 0.5, "ratio_high": 0.5}
+    took["ours"] = [1.0, 3.0, 1.5, 5.0, 25.0]
+    assert cost.ratio(took, "ours", "theirs") == {"ratio": 0.5, "ratio_low": 0.25, "ratio_high": 0.75}
+
+
+def test_collection_goes_on_as_it_was():
+    for wanted in (True, False):
+        (gc.enable if wanted else gc.disable)()
+        try:
+            with cost.no_collection():
+                assert not gc.isenabled()
+            assert gc.isenabled() is wanted
+        finally:
+            gc.enable()
+
+
 def test_timing_says_nothing_about_a_gpu_that_nobody_asked_for(tmp_path):
-    """torch's timer complains, when first imported, of CUDA's compiler without a GPU; it would stand in the lessons."""
+    """torch.utils.benchmark does, when first imported, where there is CUDA's compiler and none; lessons would show it."""
     code = "import torch; from linl import cost; cost.latencies([torch.nn.ReLU()], torch.ones(1), 0.01)"
     hidden = {**os.environ, "CUDA_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=hidden)
