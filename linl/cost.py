@@ -24,6 +24,7 @@ from linl.sites import activation_sites
 
 _LINEAR = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 ROUNDS = 5  # of measuring each network in turn
+PAIRS = 21  # where a ratio is told
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def measure(
         seconds: least time for each latency.
 
     Returns: a table with parameters, gmacs (10⁹ multiply-adds an example, without activations), depth
-        (linear layers on the longest path), activations (places), mbytes (parameters and buffers),
+        (linear layers on the longest path; nan where no graph can be made), activations (places; nan where something
+        bends that can't be told as one), mbytes (parameters and buffers),
         ms_<batch> (median milliseconds, networks measured in turn), and ms_<batch>_compiled.
 
     Raises:
@@ -81,11 +83,11 @@ def _static(net: nn.Module, example: Tensor) -> dict:
     tensors = {id(t): t for t in [*net.parameters(), *net.buffers()]}
     with evaluating(net), torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(example)
-    try:
+    layers = places = math.nan
+    with contextlib.suppress(ValueError):  # a network without a graph still has parameters and a latency
         traced = trace(net)
-        layers, places = depth(traced), len(activation_sites(traced))
-    except ValueError:  # a network that can't be written as a graph still has parameters and a latency
-        layers = places = math.nan
+        layers = depth(traced)
+        places = len(activation_sites(traced))  # refused where something bends that is none: the depth is known still
     return {
         "parameters": sum(p.numel() for p in {id(p): p for p in net.parameters()}.values()),
         "gmacs": counter.get_total_flops() / 2 / 1e9 / len(example),
@@ -174,6 +176,24 @@ def ratio(took: pd.DataFrame, mine, other) -> dict[str, float]:
     """
     low, middle, high = (took[mine] / took[other]).quantile([0.25, 0.5, 0.75])
     return {"ratio": middle, "ratio_low": low, "ratio_high": high}
+
+
+def faster(before: Callable, after: Callable, x: Tensor, seconds: float = 0.5, rounds: int = PAIRS) -> dict[str, Any]:
+    """Two networks on the same input, in pairs: how many times as fast is the second?
+
+    Args:
+        before, after: called with x, in the mode they are in, without gradients.
+        x: one input batch, on the device that is measured.
+        seconds: least time for each.
+        rounds: how many pairs.
+
+    Returns: `before` and `after`, median milliseconds; `ratio`, the median of the pairs' own ratios of before to after,
+        with the ends of their middle half as in `ratio`; and `ratios`, all of them.
+    """
+    with torch.no_grad():
+        took = in_turn([partial(before, x), partial(after, x)], seconds, rounds).set_axis(["before", "after"], axis=1)
+    pairs = (took["before"] / took["after"]).round(4).tolist()
+    return {**took.median().to_dict(), **ratio(took, "before", "after"), "ratios": pairs}
 
 
 @contextlib.contextmanager

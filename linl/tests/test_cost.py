@@ -41,6 +41,24 @@ def test_depth_is_the_longest_path():
     assert depth(nn.Sequential(nn.Linear(2, 2), nn.ReLU())) == 1
 
 
+def test_depth_is_known_where_a_bend_has_no_name():
+    class Clamped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.second(self.first(x).clamp(-1, 1))
+
+    class Branching(Clamped):
+        def forward(self, x):
+            return self.second(x if x.sum() > 0 else -x)
+
+    told = linl.measure(Clamped(), Branching(), torch.randn(1, 4), batches=()).table
+    assert told["depth"].iloc[0] == 2 and told["depth"].isna().iloc[1]
+    assert told["activations"].isna().all() and (told["parameters"] == 30).all()
+
+
 def test_side_by_side_with_latency():
     a, b, x = (
         nn.Sequential(nn.Linear(256, 2048), nn.ReLU()),
@@ -107,6 +125,14 @@ def test_a_ratio_is_the_median_of_the_rounds_own():
     assert cost.ratio(took, "ours", "theirs") == {"ratio": 0.5, "ratio_low": 0.25, "ratio_high": 0.75}
 
 
+def test_how_many_times_as_fast_with_every_pair():
+    nets = [nn.Sequential(nn.Linear(512, width), nn.ReLU()).eval() for width in (4096, 8)]
+    told = cost.faster(*nets, torch.randn(4, 512), seconds=0.05, rounds=5)
+    assert len(told["ratios"]) == 5 and told["before"] > told["after"] > 0
+    assert told["ratio_low"] <= told["ratio"] <= told["ratio_high"]
+    assert told["ratio"] == pytest.approx(pd.Series(told["ratios"]).median(), abs=1e-4) and told["ratio"] > 1
+
+
 def test_collection_goes_on_as_it_was():
     for wanted in (True, False):
         (gc.enable if wanted else gc.disable)()
@@ -119,7 +145,7 @@ def test_collection_goes_on_as_it_was():
 
 
 def test_timing_says_nothing_about_a_gpu_that_nobody_asked_for(tmp_path):
-    """torch.utils.benchmark does, when first imported, where there is CUDA's compiler and none; lessons would show it."""
+    """As torch.utils.benchmark does, when first imported, where there is CUDA's compiler: lessons would show it."""
     code = "import torch; from linl import cost; cost.latencies([torch.nn.ReLU()], torch.ones(1), 0.01)"
     hidden = {**os.environ, "CUDA_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=hidden)
