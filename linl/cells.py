@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from linl.milp import solver_with
+from linl.milp import run, solver_with
 
 THIN = 1e-8
 """Half of the box's sides: a cell that isn't larger than this is looked at in exact arithmetic."""
@@ -84,7 +84,7 @@ class Cell:
         import highspy
 
         for attempt in range(2):
-            self.solver.run()
+            run(self.solver)
             if self.solver.getModelStatus() == highspy.HighsModelStatus.kOptimal:
                 solution = self.solver.getSolution()
                 values, duals = np.array(solution.col_value), np.array(solution.row_dual)
@@ -115,7 +115,7 @@ class Cell:
         for space, gap in zip(self.spaces, gaps, strict=True):
             row = np.append(space.row, -1.0)
             solver.addRow(-gap * by, highspy.kHighsInf, self.inputs + 1, self.columns, row)
-        solver.run()
+        run(solver)
         if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None
         values = np.array(solver.getSolution().col_value)

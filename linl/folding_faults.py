@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linl.faults import EQUAL, Figures, batchnorm, convolutions, erratum, off, pictures, two
+from linl.faults import EQUAL, Figures, batchnorm, convolutions, erratum, off, pictures, tested, two
 from linl.folding import fold
 from linl.models import create
 from linl.padding import pad_first
+from linl.recipes import recipe
+from linl.train import fit
 from linl.units import linearize, nonlinearity
 
 FOLDING = "Layer Folding (LayerFolding/Layer-Folding)"
@@ -49,10 +52,28 @@ def border() -> Figures:
 @erratum(FOLDING, "fault", "slopes of VGG16 that can be read", "VGG_Cifar10_postfold.py, its last lines")
 def unread_slopes() -> Figures:
     """VGG's units are torch's PReLUs, whose slope is called weight; the script asks for alpha and stops, after 100
-    epochs of tuning. (It stops before: its first lines print a learning rate that isn't set yet.)"""
+    epochs of tuning."""
     published = [nn.PReLU(init=0) for _ in range(15)]
     ours = nonlinearity(linearize(create("vgg16", width=0.125), "partial"))
     return sum(hasattr(unit, "alpha") for unit in published), len(ours), 15
+
+
+@erratum(
+    FOLDING, "fault", "epochs of VGG16 that are trained, of 1", "VGG_Cifar10_prefold.py and VGG_Cifar10_postfold.py"
+)
+def rate_not_set() -> Figures:
+    """Both scripts of VGG begin by printing their settings, the learning rate under a name that gets its value only
+    further down: a NameError before the network is made. The published rows of VGG can't come from the published code;
+    the scripts of ResNet set it first."""
+    try:
+        exec("told = f'rate {now}'; now = given; epochs = 1", found := {"given": 1e-3})
+    except NameError:
+        found["epochs"] = 0
+    images, labels = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8) % 2
+    data = dataclasses.replace(tested(images, labels, 2), train=(images, labels))
+    net, settings = linearize(create("vgg16", num_classes=2, width=0.125), "partial"), recipe("layer-folding-vgg", 1)
+    history = fit(net, data, settings, device="cpu", precision="fp32", verbose=False)
+    return found["epochs"], len(history.metrics), 1
 
 
 # --- others that merge and fuse ---------------------------------------------------------------------

@@ -205,7 +205,7 @@ class Model:
             objective_target=-(short + margin / 100), small_matrix_value=1e-12,
         )  # fmt: skip
         solver.passModel(self._lp(row, short - margin))
-        solver.run()
+        run(solver)
         status, word = solver.getModelStatus(), solver.modelStatusToString(solver.getModelStatus())
         seconds = solver.getRunTime()
         if status == highspy.HighsModelStatus.kInfeasible:
@@ -255,6 +255,19 @@ def solver_with(**options):
         if solver.setOptionValue(name, value) != highspy.HighsStatus.kOk:
             raise RuntimeError(f"HiGHS refused the option {name} = {value}")
     return solver
+
+
+def run(solver) -> None:
+    """Puts the question; its model status says whether there is an answer.
+
+    A process has one set of HiGHS's threads: whoever asks first says how many, and whoever asks with another number
+    fails, with the status "Not Set". Then they are ended, and the question is put once more.
+    """
+    import highspy
+
+    if solver.run() == highspy.HighsStatus.kError and solver.getModelStatus() == highspy.HighsModelStatus.kNotset:
+        highspy.Highs.resetGlobalScheduler(True)
+        solver.run()
 
 
 def _largest(rows: np.ndarray) -> np.ndarray:

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from linl.cycles import prune_cycles
+from linl.dead_rates import dead_rate
 from linl.distortions import random_crop, random_flip
 from linl.faults import EQUAL, Figures, erratum, mlp, numbers, off, pictures, tested
 from linl.masks import masks_of, raw_weight
+from linl.models import create
 from linl.pruning import prune
 from linl.shrinking import shrink
 
@@ -123,6 +125,43 @@ def not_rewound() -> Figures:
     first, second = (torch.cat([(w * m).flatten() for w, m in zip(s, masks, strict=True)]) for s in starts)
     drawn = torch.cat([(w * m).flatten() for w, m in zip(fresh, masks, strict=True)])
     return off(first, drawn), off(first, second), 0
+
+
+@erratum(AP, "gap", "% of a layer's ReLUs said to be dead, 24 of 48 off for every image", "the whole repository")
+def dead_rate_never_computed() -> Figures:
+    """AP is about the dynamic dead-neuron rate: what pruning does to it, and how AP lowers it. No line of the code
+    computes one; what it counts are weights that are 0, and a neuron that its bias keeps off has all its weights. So
+    whether AP lowers the rate can't be looked at with it. Here the rate is a column of every cycle."""
+    net, x = mlp(8, 48, 3), torch.rand(64, 8, dtype=torch.float64)
+    nn.init.constant_(net[0].bias, 10.0)
+    nn.init.constant_(net[0].bias[:24], -10.0)
+    weights = torch.cat([net[i].weight.flatten() for i in (0, 2)])
+    done = prune_cycles(net, lambda trained: None, rate=0.2, cycles=1, images=x).table
+    rate = 100 * done["dynamic"].iloc[0]
+    assert rate == 100 * dead_rate(net, x).dynamic
+    return 100 * (weights == 0).double().mean().item(), rate, 50
+
+
+@erratum(AP, "fault", "cycles whose accuracies are written down, of 3", "resnet_20.py, record.to_csv")
+def never_written() -> Figures:
+    """After the first cycle that prunes, the epochs' accuracies go to a file whose name asks for a variable that is
+    nowhere set: a NameError, after three trainings. The script never comes to its second cycle."""
+    theirs = 0
+    for cycle in range(1, 4):
+        try:
+            theirs += bool(eval("f'cycle {cycle}, {on}'", {"cycle": cycle}))
+        except NameError:
+            break
+    done = prune_cycles(mlp(6, 16, 3), lambda trained: {"accuracy": 1.0}, rate=0.2, cycles=3).table
+    return theirs, done.loc[done["cycle"] > 0, "accuracy"].notna().sum().item(), 3
+
+
+@erratum(AP, "fault", "networks that can be made, of ResNet-20 and VGG16", 'resnet_20.py, arch_type "vgg16"')
+def vgg_not_imported() -> Figures:
+    """--arch_type vgg16 asks a module that is nowhere imported (another one, vgg, is): a NameError. The paper's VGG on
+    CIFAR-10 can't come from the published driver."""
+    imported, asked = {"resnet_3", "vgg"}, {"resnet20": "resnet_3", "vgg16": "vgg_initial"}
+    return len(imported & set(asked.values())), len([create(name, width=0.125) for name in asked]), 2
 
 
 @erratum(

@@ -27,6 +27,25 @@ def half_a_relu() -> Figures:
     return off(net(x), h), off(net(x), linearize(net, "partial")(x)), 0
 
 
+@erratum(LINLNET, "fault", "LiNLUs of the MLP that are made on the CPU, of 4", "networks_and_functions.py, LiNLU")
+def made_on_the_gpu() -> Figures:
+    """A unit's constructor puts p on the GPU, whatever was asked for, while the rest of the code picks a device by what
+    is there. Without a GPU no network with LiNLUs can be made at all. Here a unit is made where everything is made, and
+    moves with its network."""
+
+    def published() -> torch.Tensor:
+        return nn.Parameter(torch.tensor(0.75, device="cpu").cuda())
+
+    theirs = 0
+    for _ in range(4):
+        try:
+            theirs += published().device.type == "cpu"
+        except (AssertionError, RuntimeError):  # torch without CUDA; no GPU
+            break
+    ours = param_groups(linearize(create("mlp", width=0.125)), lr=0.01)[1]["params"]
+    return theirs, sum(p.device.type == "cpu" for p in ours), 4
+
+
 @erratum(LINLNET, "fault", "units of ResNet18 that the optimizer is given", "networks_and_functions.py, param_load")
 def lost_units() -> Figures:
     """The optimizer asks the network for a list of its units, which ResNet18 doesn't keep: training ResNet18 with

@@ -1,11 +1,14 @@
 """Errata: each is one (theirs is wrong), and linl's answer is right; the page is the one that is committed."""
 
+import highspy
 import pytest
 import torch
 
 import linl
-from linl import errata, notebooks, results
-from linl.faults import EQUAL, KINDS, digits
+from linl import errata, milp, notebooks, results
+from linl.faults import EQUAL, KINDS, digits, mlp
+from linl.ranges import Range
+from linl.reading import program
 from linl.tests.test_tables import shell  # noqa: F401 - a fixture
 
 PAGE = results.PROJECT / "results" / "tables"
@@ -42,6 +45,37 @@ def test_an_erratum_leaves_the_random_state_alone():
     torch.manual_seed(7)
     errata.ERRATA[0].row()
     assert torch.equal(torch.rand(3), wanted)
+
+
+def _other_threads():
+    """As if somebody else in this process had been the first to ask HiGHS: two threads from now on."""
+    highspy.Highs.resetGlobalScheduler(True)
+    solver = milp.solver_with(threads=2)
+    solver.addVar(0.0, 1.0)
+    assert solver.run() == highspy.HighsStatus.kOk
+
+
+def test_not_set_is_refused_where_it_can_not_be_asked_again(monkeypatch):
+    """What threads_changed says of linl: where HiGHS really says "Not Set" nothing is proved, and nothing shown."""
+    net, box = mlp(2, 3, 1), linl.Box(-torch.ones(2), torch.ones(2))
+    read = program(net, (2,))
+    known = dict(enumerate(linl.bounds.bound(read, box, "interval").inputs))
+    model = milp.Model(read, Range(box.lower, box.upper), known, 0)
+    _other_threads()
+    with monkeypatch.context() as once:
+        once.setattr(milp, "run", lambda solver: solver.run())
+        answer = model.cross(0, 100.0, True, known[0])
+    assert (answer.verdict, answer.point, answer.status) == ("open", None, "Not Set")
+    answer = model.cross(0, 100.0, True, known[0])
+    assert (answer.verdict, answer.status) == ("impossible", "Infeasible"), "asked again, it is a proof"
+
+
+def test_threads_of_others_change_no_count():
+    """Regions are counted by the same solver: with somebody else's threads in the process it told cells too thin."""
+    net, box = mlp(2, 3, 1), linl.Box(-torch.ones(2), torch.ones(2))
+    wanted = linl.regions.count(net, box).count
+    _other_threads()
+    assert linl.regions.count(net, box).count == wanted and wanted is not None
 
 
 def test_training_never_reads_test_images():
