@@ -12,8 +12,9 @@ from linl.results import PROJECT
 BESIDE = frozenset(
     {
         "tables", "notebooks", "study", "progress", "provenance", "locks", "__init__", "webpage", "verdicts", "claims",
+        "training_claims", "folding_claims", "stability_claims", "region_claims", "pruning_claims",
         "faults", "training_faults", "folding_faults", "proof_faults", "pruning_faults", "errata", "api",
-        "targets", "engine", "logs", "lending", "sliders",
+        "repeats", "judging", "targets", "engine", "logs", "lending", "sliders",
     }
 )  # fmt: skip
 """Files of the package that carry runs out, or read them: no figure comes from them."""
@@ -49,10 +50,24 @@ def _counts(file: str, experiment: str) -> bool:
     return path.parent == Path("linl") and path.suffix in (".py", ".cpp") and path.stem not in BESIDE
 
 
+def between(experiment: str, before: str, after: str) -> list[str] | None:
+    """What of an experiment's code differs between two revisions.
+
+    Args:
+        experiment: name of its notebook.
+        before, after: git revisions.
+
+    Returns: files, as in `changed_since`; None where one of the revisions isn't known here.
+    """
+    files = _changed(before, after)
+    return None if files is None else [file for file in files if _counts(file, experiment)]
+
+
 @functools.lru_cache(maxsize=256)
-def _changed(revision: str) -> tuple[str, ...] | None:
-    """Files of notebooks and package that differ between a revision and the working tree; None: no such revision."""
-    command = ["git", "-C", str(PROJECT), "diff", "--name-only", revision, "--", "linl", "notebooks"]
+def _changed(*revisions: str) -> tuple[str, ...] | None:
+    """Files of notebooks and package that differ between a revision and the working tree, or another revision; None: no
+    such revision."""
+    command = ["git", "-C", str(PROJECT), "diff", "--name-only", *revisions, "--", "linl", "notebooks"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:  # no git

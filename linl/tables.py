@@ -179,7 +179,7 @@ def device(row: pd.Series) -> str:
 
 def hardware(row: pd.Series) -> str:
     """ "AMD EPYC, 2 threads": what one run was done on, and how much of it was used."""
-    return f"{device(row)}, {row['how_threads']} threads"
+    return f"{device(row)}, {row['how_threads']} thread{'s' if row['how_threads'] != 1 else ''}"
 
 
 def loaded(row: pd.Series) -> str:
@@ -229,23 +229,42 @@ def latency(group: pd.DataFrame, batch: int, before: str = "start", after: str =
 # --- pictures --------------------------------------------------------------------------------------
 
 
+def upper_half(part: pd.DataFrame) -> pd.DataFrame:
+    """Of a curve the larger half of its sizes, the middle one among them: small ones cost what a call costs."""
+    return part.sort_values("size").iloc[len(part) // 2 :]
+
+
 def exponents(growth: pd.DataFrame) -> pd.DataFrame:
-    """The power of the size that time grows by: a straight line through the logarithms, for each curve.
+    """The power of the size that time grows by: a straight line through the logarithms of the upper half of the sizes,
+    for each curve. Below it a curve is bent by what every call costs, whatever the size.
 
     Args:
         growth: columns what, along, size, ms.
 
-    Returns: what, along, power; nan for a curve of one size.
+    Returns: what, along, power, error (its standard error; nan of two points), sizes (how many were fitted); power is
+        nan for a curve of one size.
     """
     rows = []
     for (what, along), part in growth.groupby(["what", "along"], sort=False):
-        power = np.polyfit(np.log(part["size"]), np.log(part["ms"]), 1)[0] if len(part) > 1 else math.nan
-        rows.append({"what": what, "along": along, "power": float(power)})
+        upper = upper_half(part)
+        power, error = _slope(np.log(upper["size"].to_numpy(float)), np.log(upper["ms"].to_numpy(float)))
+        rows.append({"what": what, "along": along, "power": power, "error": error, "sizes": len(upper)})
     return pd.DataFrame(rows)
 
 
+def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Of the least-squares line: its slope, and the slope's standard error."""
+    if len(x) < 2:
+        return math.nan, math.nan
+    slope, height = np.polyfit(x, y, 1)
+    missed = ((y - height - slope * x) ** 2).sum()
+    error = math.sqrt(missed / (len(x) - 2) / ((x - x.mean()) ** 2).sum()) if len(x) > 2 else math.nan
+    return float(slope), error
+
+
 def growth_picture(growth: pd.DataFrame, labels: dict[str, str]):
-    """Milliseconds over the size, both logarithmic, with each curve's exponent in the legend.
+    """Milliseconds over the size, both logarithmic; dashed, and with its exponent in the legend, the line through the
+    upper half of each curve.
 
     Args:
         growth: as for `exponents`.
@@ -255,19 +274,24 @@ def growth_picture(growth: pd.DataFrame, labels: dict[str, str]):
     """
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, len(labels), figsize=(5 * len(labels), 4), layout="constrained", sharey=True)
+    fig, axes = plt.subplots(1, len(labels), figsize=(5.5 * len(labels), 4.5), layout="constrained", sharey=True)
     panels = dict(zip(labels, np.atleast_1d(axes), strict=True))
-    powers = exponents(growth).set_index(["what", "along"])["power"]
+    powers = exponents(growth).set_index(["what", "along"])
     colors = {what: f"C{i}" for i, what in enumerate(growth["what"].unique())}
     for (what, along), part in growth.groupby(["what", "along"], sort=False):
-        told = f"{what} ({along}^{powers[what, along]:.1f})"
-        panels[along].loglog(part["size"], part["ms"], "o-", color=colors[what], label=told)
+        power, error, _ = powers.loc[(what, along)]
+        told = f"{along}^{power:.2f}" + ("" if math.isnan(error) else f" ± {error:.2f}")
+        panels[along].loglog(part["size"], part["ms"], "o-", color=colors[what], label=f"{what} ({told})")
+        if len(upper := upper_half(part)) > 1:
+            x = upper["size"].to_numpy(float)
+            middle = np.exp(np.log(upper["ms"]).mean() - power * np.log(x).mean())
+            panels[along].loglog(x, middle * x**power, "--", color="0.3", lw=1)
     for along, ax in panels.items():
         sizes = sorted(growth[growth["along"] == along]["size"].unique())
-        ax.set_xticks(sizes, labels=sizes)
+        ax.set_xticks(sizes, labels=sizes, fontsize=7)
         ax.minorticks_off()
         ax.set(xlabel=labels[along])
-        ax.legend(fontsize=8, frameon=False)
+        ax.legend(fontsize=7, frameon=False, title="slope of the upper half", title_fontsize=7)
         ax.spines[["top", "right"]].set_visible(False)
     next(iter(panels.values())).set_ylabel("milliseconds")
     return fig

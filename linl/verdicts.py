@@ -40,7 +40,16 @@ class Figure:
 
 
 UNLIKE = {"shorter schedule": "on a shorter schedule", "another recipe": "by another recipe"}
-"""What may be unlike in ours, and how it is told of a figure that is reproduced all the same."""
+"""What may be unlike in ours, and how it is told."""
+
+
+def rounding(published: str) -> float:
+    """What a published mean was rounded to: half a unit of its last digit, 0.5 of "31±3" and 0.05 of "20.8±0.6".
+
+    A trailing zero may have been dropped ("98±0.1"), so it is an upper bound.
+    """
+    digits = re.match(r"\s*[+-]?\d+(?:\.(\d+))?", published)[1] or ""
+    return 0.5 * 10.0 ** -len(digits)
 
 
 def verdict(published: str, ours: Sequence[float], *, unlike: str = "", within: float = 0.0, digits: int = 2) -> str:
@@ -57,8 +66,8 @@ def verdict(published: str, ours: Sequence[float], *, unlike: str = "", within: 
         within: see above.
         digits: of a difference that is told.
 
-    Returns: "reproduced", "reproduced, on a shorter schedule", "differs by +1.20", "shorter schedule: -3.40",
-        "another recipe: +0.30", "not run", or "".
+    Returns: "reproduced", "reproduced, on a shorter schedule", "differs by +1.20", "-3.40, on a shorter schedule",
+        "+0.30, by another recipe", "not run", or "".
     """
     theirs, mine = Figure.read(published), Figure.of(ours)
     if theirs is None:
@@ -72,8 +81,8 @@ def verdict(published: str, ours: Sequence[float], *, unlike: str = "", within: 
 
 
 def differs(by: float, unlike: str = "", digits: int = 2) -> str:
-    """A word for a figure that isn't reproduced: by how much, or what was unlike."""
-    return f"{unlike + ':' if unlike else 'differs by'} {by:+.{digits}f}"
+    """A word for a figure that isn't reproduced: by how much, and what was unlike."""
+    return f"{by:+.{digits}f}, {UNLIKE[unlike]}" if unlike else f"differs by {by:+.{digits}f}"
 
 
 def otherwise(word: str, unlike: str) -> str:
@@ -97,18 +106,16 @@ KINDS = ("reproduced", "reproduced, otherwise", "in part", *UNLIKE, "differs", "
 
 def kind(word: str) -> str:
     """Which of `KINDS` a verdict is, for counting them."""
-    named = re.compile(r"^(?!shorter|another)[\w, ]+: (?=another|reproduced|differs|shorter|not |needs|in )")
-    parts = {_kind(named.sub("", part)) for part in word.split("; ")}
+    parts = {_kind(re.sub(r"^[\w, ]+: ", "", part)) for part in word.split("; ")}
     return next(iter(parts)) if len(parts) == 1 else "in part"
 
 
 def _kind(word: str) -> str:
+    unlike = next((name for name, told in UNLIKE.items() if word.endswith(f", {told}")), "")
     if word.startswith("reproduced"):
-        return "reproduced, otherwise" if word.endswith(tuple(UNLIKE.values())) else "reproduced"
-    if unlike := [name for name in UNLIKE if word.startswith(name)]:
-        return unlike[0]
-    if word in KINDS:
-        return word
+        return "reproduced, otherwise" if unlike else "reproduced"
+    if unlike or word in KINDS:
+        return unlike or word
     return "in part" if re.match(r"in \d+ of", word) else "differs"
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from linl.verdicts import KINDS, Figure, kind, share, together, verdict
+from linl.verdicts import KINDS, Figure, kind, rounding, share, together, verdict
 
 
 def test_figures_are_read():
@@ -27,15 +27,20 @@ def test_figures_are_read():
         ("90±1", [92.1], {}, "differs by +2.10"),
         ("90±1", [92.1], {"within": 2.5}, "reproduced"),
         ("90", [89.0, 91.0], {}, "reproduced"),
-        ("90±1", [86.0, 86.0], {"unlike": "shorter schedule"}, "shorter schedule: -4.00"),
+        ("90±1", [86.0, 86.0], {"unlike": "shorter schedule"}, "-4.00, on a shorter schedule"),
         ("90±1", [90.0], {"unlike": "shorter schedule"}, "reproduced, on a shorter schedule"),
         ("90±1", [90.0], {"unlike": "another recipe"}, "reproduced, by another recipe"),
-        ("90±1", [93.0], {"unlike": "another recipe"}, "another recipe: +3.00"),
+        ("90±1", [93.0], {"unlike": "another recipe"}, "+3.00, by another recipe"),
         ("8", [7.0], {"digits": 0}, "differs by -1"),
     ],
 )
 def test_a_verdict_is_a_rule(published, ours, options, word):
     assert verdict(published, ours, **options) == word
+
+
+def test_a_printed_figure_is_known_to_half_its_last_digit():
+    printed = {"31±3": 0.5, "20.8±0.6": 0.05, "0": 0.5, "-26.9": 0.05, "0.0311±0.0009": 0.00005}
+    assert {text: rounding(text) for text in printed} == pytest.approx(printed)
 
 
 def test_several_verdicts_are_one_line():
@@ -45,12 +50,12 @@ def test_several_verdicts_are_one_line():
     words = {
         "reproduced": "reproduced",
         line: "in part",
-        "accuracy: shorter schedule: -1.00; depth: shorter schedule: -2": "shorter schedule",
+        "accuracy: -1.00, on a shorter schedule; depth: -2, on a shorter schedule": "shorter schedule",
         "reproduced, on a shorter schedule": "reproduced, otherwise",
         "accuracy: reproduced, by another recipe": "reproduced, otherwise",
-        "accuracy, neurons: another recipe: -0.50": "another recipe",
-        "shorter schedule: not reproduced": "shorter schedule",
-        "shorter schedule: reproduced": "shorter schedule",
+        "accuracy, neurons: -0.50, by another recipe": "another recipe",
+        "not reproduced, on a shorter schedule": "shorter schedule",
+        "no gain: -0.56, by another recipe": "another recipe",
         "in 3 of 7 settings": "in part",
         "accuracy: differs by -1": "differs",
         "smaller: +0.45": "differs",
@@ -60,7 +65,7 @@ def test_several_verdicts_are_one_line():
         "accuracy: reproduced; loss: not run": "in part",
         "accuracy, loss: not run": "not run",
         "loss: differs by +1; neurons: differs by +2": "differs",
-        "a: reproduced, on a shorter schedule; b: shorter schedule: -1": "in part",
+        "a: reproduced, on a shorter schedule; b: -1, on a shorter schedule": "in part",
     }
     assert {word: kind(word) for word in words} == words and set(words.values()) <= set(KINDS)
     assert share([True, True]) == "reproduced" and share([False]) == "not reproduced" and share([]) == "not run"
