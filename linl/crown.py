@@ -3,13 +3,15 @@
 Intervals go forward: |W|·radius around W·centre, layer by layer. CROWN (Zhang et al., NeurIPS 2018) goes
 backward: each activation is put between two straight lines, so that a unit is bounded by a linear function of the
 input, whose extreme over a box is known. Neither is always the tighter one: both are computed and intersected.
-CROWN is asked only for units whose sign the intervals leave open; no other unit's lines would change.
+CROWN needs to be asked only for units whose sign the intervals leave open; no other unit's lines would change.
 
-**Rounding.** A bound here holds for the network in exact arithmetic, and for its evaluation in the bounds' own
-dtype. Every sum of n products is widened by (n + 8)·ε·Σ|products|, ε = torch.finfo(dtype).eps, twice the worst case of
-any order of summation (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). On the way back
-through CROWN the same slack is collected layer by layer, as the rounding of a row times the largest value that the
-layer can give. In float64 this costs about 1e-12 of a bound. The float32 evaluation of a network is *not* covered.
+**Rounding.** A bound here holds for the network in exact arithmetic, *and* for its evaluation in the bounds' own
+dtype. With u = ε/2, ε = torch.finfo(dtype).eps, a sum of n products is off by at most n·u·Σ|products|, in any order of
+summation (Jeannerod and Rump, SIAM J. Matrix Anal. Appl. 34, 2013). A layer's range pays that twice, for its own
+middle and for the evaluation that it has to hold. On the way back through CROWN a layer costs its evaluation's n and
+the m products of a row's number; at the input, n for the row's product with it, once. `rounding` adds what casts,
+additions and the sums of the slack itself take. In float64 this costs about 1e-12 of a bound. The float32 evaluation
+of a network is *not* covered there.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class Pass:
         self.cast = read.to(dtype)
         self.weights: dict[int, Op] = {op.target: op for op in self.cast.ops}
         self.slack: dict[int, Tensor | None] = {}  # what a unit of rows' weight at a value may be off by, per layer
+        self.own: dict[int, Tensor] = {}  # the same of a layer that rows begin with: its weights, not rounded
         self.lines: dict[int, tuple[Tensor, ...]] = {}
         # where someone chose them for each row, by activation's target, (1, rows, *shape):
         self.chosen: dict[int, Tensor] = {}  # slopes below
@@ -66,16 +69,20 @@ class Pass:
         first, eps = given[0], self.eps
         if isinstance(op, Dense | Conv):
             center, radius, largest = first.ball()
-            middle, unit = op.forward(center), eps * (op.fan + 8)
+            ahead, back = op.fans
+            middle, unit = op.forward(center), rounding(2 * ahead, eps)
             bias = 0 if op.bias is None else op.bias.abs()
             if not self.back:  # |W|·radius and its slack in one: both are |W| times something
                 spread = op.forward(radius.add_(largest, alpha=unit), absolute=True) + unit * bias
                 return Range(middle - spread, middle + spread), None
             spread, size = op.forward(torch.cat([radius, largest]), absolute=True).split(len(center))
-            slack = unit * (size + bias)
-            rows = math.prod(middle.shape[1:]) * eps * bias  # a row's product with the bias sums all of them
+            size, outputs = size + bias, math.prod(middle.shape[1:])
+            slack = unit * size
             made = Range(middle - spread - slack, middle + spread + slack)
-            return (settled(op, first, made, slack) if self.dtype == torch.float64 else made), slack + rows
+            self.own[op.target] = rounding(ahead, eps) * size
+            # a row's product with this sums all outputs, and so does the one with the bias
+            rows = rounding(ahead + back, eps) * (1 + outputs * eps) * size + outputs * eps * bias
+            return (settled(op, first, made, slack) if self.dtype == torch.float64 else made), rows
         if isinstance(op, Sum):
             lower, upper = 0, 0
             for sign, value in zip(op.signs, given, strict=True):
@@ -174,8 +181,8 @@ class Pass:
             low, row = self.lowest(rows, path[:-1], seen)
             if last.bias is not None:
                 low = low + signs * last.bias.broadcast_to(self.program.shapes[value]).flatten()[units]
-            # the row's product with the bias is one number here; its rounding is in the slack
-            return low - self.slack[value].flatten(1)[:, units], row
+            # the row's product with the bias is one number here; its rounding is in the layer's own
+            return low - self.own[value].flatten(1)[:, units], row
         rows = picks(units, self.program.shapes[value], like) * signs.view(-1, *[1] * len(self.program.shapes[value]))
         return self.lowest({value: rows[None]}, path, seen)
 
@@ -285,9 +292,8 @@ class Pass:
                 rows[source] = back
         for value, left in rows.items():  # the input, or where the path begins
             center, radius, largest = self.ranges[value].ball()
-            terms = (center[0].numel() + 8) * self.eps
             at, around = _dot(left, center), _dot(left.abs(), radius)
-            total = total + at - around - terms * _dot(left.abs(), largest + radius)
+            total = total + at - around - rounding(center[0].numel(), self.eps) * _dot(left.abs(), largest)
             size = size + at.abs() + around
         bound = total - 4 * (len(path) + 2) * self.eps * size
         shape = self.program.shapes[0]
@@ -367,6 +373,17 @@ class Pass:
             below, above = torch.where(sure, slope, below), torch.where(sure, slope, above)
             low, high = torch.where(sure, offset, low), torch.where(sure, offset, high)
         return below, low, above, high
+
+
+def rounding(products: int, eps: float) -> float:
+    """What a sum of products may be off by, as a share of the sum of their magnitudes, which is rounded likewise; with
+    room for a few more additions and casts.
+
+    Args:
+        products: how many; of two such sums that are compared both together.
+        eps: of the dtype.
+    """
+    return (products + 16) * (eps / 2) * (1 + products * eps)
 
 
 def adds_nothing(path: list[Op]) -> bool:

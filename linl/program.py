@@ -52,9 +52,15 @@ class Dense(Op):
     inputs: torch.Size = ()
 
     @property
+    def fans(self) -> tuple[int, int]:
+        """Products in one number of the output, and in one of the way back."""
+        outputs, inputs = self.weight.shape
+        return inputs, outputs
+
+    @property
     def fan(self) -> int:
-        """Products in one number of the output, or of the way back, whichever are more."""
-        return max(self.weight.shape)
+        """The larger of both."""
+        return max(self.fans)
 
     @property
     def scales(self) -> bool:
@@ -92,10 +98,16 @@ class Conv(Op):
         return bias if bias is None or bias.ndim > 1 else bias.view(-1, *[1] * self.layer.geometry.dims)
 
     @property
-    def fan(self) -> int:
+    def fans(self) -> tuple[int, int]:
         """As in `Dense`."""
         g = self.layer.geometry
-        return math.prod(g.kernel) * max(g.inputs, g.outputs) // g.groups
+        each = math.prod(g.kernel)
+        return each * g.inputs // g.groups, each * g.outputs // g.groups
+
+    @property
+    def fan(self) -> int:
+        """As in `Dense`."""
+        return max(self.fans)
 
     @property
     def pointwise(self) -> bool:

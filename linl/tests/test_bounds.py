@@ -1,5 +1,6 @@
 """Bounds: sound on samples and corners, equal to brute force where they are exact, never wider by CROWN."""
 
+import copy
 import math
 import random
 
@@ -11,7 +12,7 @@ from torch import nn
 import linl
 from linl import Box
 from linl.bounds import METHODS, bound
-from linl.crown import Pass
+from linl.crown import Pass, rounding
 from linl.pieces import Pieces, pieces_of
 from linl.program import picks
 from linl.reading import NoBoundRule, program
@@ -177,6 +178,91 @@ def test_rounding_can_not_break_a_bound():
     for method in METHODS:
         rough = bound(net, Box(x, x), method, torch.float32).output
         assert Fraction(rough.lower.item()) <= exact <= Fraction(rough.upper.item()), method
+
+
+def _in_order(x, weight, bias):
+    """A dense layer in float32, one product after the other: (N, in) to (N, out)."""
+    products = (x[:, None] * weight[None]).numpy()  # torch's own running sums are in float64
+    return torch.from_numpy(np.add.accumulate(products, axis=2)[..., -1]) + bias
+
+
+def _evaluated(net, x, order):
+    """Every pre-activation and the output of a small dense network, in float32, its sums in some order."""
+    seen, value = [], x.float()
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            places = order(layer.in_features)
+            value = _in_order(value[:, places], layer.weight.detach().float()[:, places], layer.bias.detach().float())
+            seen.append(value)
+        else:
+            value = layer(value)
+    return seen
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bounds_in_float32_hold_for_the_evaluation_in_float32(seed):
+    """In whatever order its sums are taken; and for exact arithmetic (float64 is as good as that here)."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(300, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 5)).eval()
+    with torch.no_grad():
+        for layer in (net[0], net[2], net[4]):
+            layer.weight *= torch.logspace(-2, 2, layer.in_features)[torch.randperm(layer.in_features)]
+            layer.bias += 3 * torch.randn_like(layer.bias)
+    x = 100 * torch.rand(1, 300).float()
+    orders = [torch.arange, lambda n: torch.arange(n - 1, -1, -1), torch.randperm]
+    with torch.no_grad():
+        exact, value = [], x.double()
+        for layer in copy.deepcopy(net).double():
+            value = layer(value)
+            exact += [value] if isinstance(layer, nn.Linear) else []
+        seen = [exact, *(_evaluated(net, x, order) for order in orders)]
+    for method in METHODS:
+        found = bound(net, Box(x[0].double(), x[0].double()), method, torch.float32)
+        for values in seen:
+            for range_, value in zip([*found.inputs, found.output], values, strict=True):
+                assert (value >= range_.lower).all() and (value <= range_.upper).all(), method
+
+
+def test_the_worst_order_of_summation_stays_inside():
+    """1 and then many halves of its last place: one after the other each is rounded away, together they aren't."""
+    n, half = 2000, 2.0**-24
+    net = nn.Sequential(nn.Linear(n, 2), nn.ReLU(), nn.Linear(2, 1)).eval()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0, *[half] * (n - 1)]] * 2))
+        net[2].weight.copy_(torch.tensor([[1.0, -1.0 + 2.0**-10]]))
+        for layer in (net[0], net[2]):
+            layer.bias.zero_()
+    first, last = _evaluated(net, torch.ones(1, n), torch.arange)
+    assert (first == 1.0).all(), "all but the first product were rounded away"
+    for method in METHODS:
+        found = bound(net, Box(torch.ones(n), torch.ones(n)), method, torch.float32)
+        for range_, here, exact in zip((*found.inputs, found.output), (first, last), (1.0, 2.0**-10), strict=True):
+            for value in (here.double(), torch.tensor(exact * (1 + (n - 1) * half), dtype=torch.float64)):
+                assert (value >= range_.lower).all() and (value <= range_.upper).all(), method
+
+
+def test_rounding_is_the_bound_that_is_needed_and_little_more():
+    """γ of Higham's book (section 3.1) and room for six roundings more, but not for twenty."""
+    eps = torch.finfo(torch.float32).eps
+    for products in (10, 784, 9216, 100_000):
+        needed = (products + 6) * eps / 2 / (1 - (products + 6) * eps / 2)  # γ, also of a slack that is rounded
+        assert needed <= rounding(products, eps) <= (products + 20) * eps / 2 * (1 + products * eps)
+
+
+def test_where_most_units_are_open_all_are_bounded():
+    """The settled few are narrower then, as those that are asked; what lies behind them doesn't change."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3)).double().eval()
+    net[2].bias.data[:2] = 50.0  # two of forty that are settled
+    box = Box.around(torch.rand(8), 0.5)
+    plain, asked = bound(net, box, "interval").inputs[1], bound(net, box, "crown").inputs[1]
+    settled = (plain.lower > 0) | (plain.upper < 0)
+    assert 2 <= settled.sum() <= 3 and settled[0, :2].all()
+    narrower = (asked.upper - asked.lower) < 0.99 * (plain.upper - plain.lower)
+    assert narrower.all()
+    net[2].bias.data[:20] = 50.0  # half of them: not asked
+    plain, asked = bound(net, box, "interval").inputs[1], bound(net, box, "crown").inputs[1]
+    assert torch.equal(asked.lower[0, :20], plain.lower[0, :20]) and asked.upper[0, 21] < plain.upper[0, 21]
 
 
 @pytest.mark.parametrize("kind", NETS)
