@@ -6,7 +6,6 @@ import copy
 import operator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from linl import affine
@@ -157,8 +156,7 @@ def _absorb_factor(traced: fx.GraphModule, node: fx.Node) -> None:
         bias = first.bias.double() * module.positive.double()
         first.bias = nn.Parameter(bias.to(first.bias.dtype), first.bias.requires_grad)
     before.meta["factor"] = module.positive.double().item()
-    slope = (module.negative.double() / module.positive.double()).item()
-    traced.add_submodule(node.target, (nn.LeakyReLU(slope) if slope else nn.ReLU()).eval())
+    traced.add_submodule(node.target, _leaky(module.negative.double() / module.positive.double()))
 
 
 def _spell_out(traced: fx.GraphModule, node: fx.Node, known: dict[fx.Node, torch.Size]) -> None:
@@ -169,24 +167,34 @@ def _spell_out(traced: fx.GraphModule, node: fx.Node, known: dict[fx.Node, torch
     def number(label: str, value: Tensor) -> fx.Node:
         held = free_name(traced, f"{name}_{label}")
         owner, _, leaf = held.rpartition(".")
-        shaped = value.view(-1, *[1] * dims) if value.ndim and label != "slope" else value
+        shaped = value.view(-1, *[1] * dims) if value.ndim else value
         (traced.get_submodule(owner) if owner else traced).register_buffer(leaf, shaped.detach().clone())
         return graph.get_attr(held)
 
+    own, partial = free_name(traced, f"{name}_activation"), isinstance(module, FixedPartial)
+    # a module, for a function with a tensor of slopes is no activation to whoever reads the folded network next
+    traced.add_submodule(own, module.activation if partial else _leaky(module.negative / module.positive))
     with graph.inserting_before(node):
-        if isinstance(module, FixedPartial):
-            own = free_name(traced, f"{name}_activation")
-            traced.add_submodule(own, module.activation)
-            # number by number what FixedPartial does: act + α·(x − act)
-            bent = graph.call_module(own, (x,))
+        bent = graph.call_module(own, (x,))
+        if partial:  # number by number what FixedPartial does: act + α·(x − act)
             new = graph.call_function(torch.lerp, (bent, x, number("alpha", module.alpha)))
         else:
-            slope = (module.negative / module.positive).reshape(-1)
-            new = graph.call_function(F.prelu, (x, number("slope", slope)))
-            new = graph.call_function(torch.mul, (new, number("positive", module.positive)))
+            factor = number("positive", module.positive) if module.positive.ndim else module.positive.item()
+            new, known[bent] = graph.call_function(torch.mul, (bent, factor)), known[node]  # the next layer may take it
     known[new] = known[node]
     node.replace_all_uses_with(new)
     graph.erase_node(node)
+
+
+def _leaky(slope: Tensor) -> nn.Module:
+    """torch's own activation with a slope () or (C,) for x <= 0, which no training changes."""
+    if slope.ndim:
+        made = nn.PReLU(len(slope), device="meta")
+        del made.weight  # a parameter; as a buffer it is saved and moved all the same
+        made.register_buffer("weight", slope.detach().clone())
+    else:
+        made = nn.LeakyReLU(slope.item()) if slope.item() else nn.ReLU()
+    return made.eval()
 
 
 # --- from records to modules -----------------------------------------------------------------------

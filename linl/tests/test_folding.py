@@ -57,6 +57,8 @@ def test_our_networks_fold_exactly(name):
     assert not [m for m in small.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert not [m for m in small.modules() if isinstance(m, nn.Dropout | nn.Identity)]
     assert not small.training
+    places = linl.sites.activation_sites(linl.graph.trace(small))
+    assert len(places) == count - 3, "it is read as the original is"
 
 
 def test_the_layout_of_googles_weights_folds():
@@ -243,6 +245,40 @@ def test_positive_factors_leave_torchs_own_activations():
     same(hard, small, x)
     kinds = {type(m) for m in small.modules()} - {type(small)}
     assert kinds == {nn.Conv2d, nn.MaxPool2d, nn.LeakyReLU}
+
+
+class Skip(nn.Module):
+    """A sum before an activation: no layer there can take the activation's factor."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.act, self.last, self.head = nn.ReLU(), nn.ReLU(), nn.Linear(4 * 25, 3)
+
+    def forward(self, x):
+        x = self.act(self.first(x))
+        return self.head(self.last(x + self.second(x)).flatten(1))
+
+
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_a_factor_that_no_layer_before_takes_leaves_torchs_own_activations(per):
+    """And goes into the next layer. The folded network is counted, proved about and made linear as any other."""
+    x = torch.randn(2, 2, 5, 5, dtype=D)
+    lin = linl.linearize(Skip().double(), "linlu", per=per, example=x).eval()
+    for unit in units_of(lin).values():
+        nn.init.uniform_(unit.p, 0.55, 0.9)
+    hard = linl.harden(lin)
+    small = linl.fold(hard, x)
+    same(hard, small, x)
+    kinds = {type(m) for m in small.modules()} - {type(small), nn.Conv2d, nn.Flatten, nn.Linear}
+    assert kinds == ({nn.LeakyReLU} if per == "layer" else {nn.PReLU})
+    counted = linl.measure(hard, small, x, batches=()).table
+    assert counted["depth"].tolist() == [3, 3] and counted["activations"].tolist() == [2, 2]
+    assert counted["parameters"].nunique() == 1, "slopes are no parameters"
+    assert len(linl.nonlinearity(linl.linearize(small, "partial"))) == 2
+    if per == "layer":
+        state = linl.analyse(small, linl.Box.around(x[0], 1e-6)).table["state"]
+        assert len(state) == 200 and state.isin(["active", "inactive"]).sum() > 190
 
 
 def test_what_must_not_be_folded_is_said_before_any_work():
