@@ -26,7 +26,7 @@ MODULES = {
     "bounds": ("bound", "Bounds"),
     "regions": ("count", "maps", "along", "in_plane", "draw_slice", "affine_at", "Regions"),
     "dead_rates": ("watch", "DeadRate"),
-    "signals": ("read", "without"),
+    "signals": ("read", "without", "by_chance"),
     "masks": ("masks_of", "mask_", "prunable"),
     "weights": ("restore_norms_", "only_classes_"),
     "components": ("principal",),

@@ -13,13 +13,17 @@
 *entropy* is that of EASIER (Quétu et al., ECML-PKDD 2024, section 3), with a unit's share taken over all inputs given
 and not batch by batch; a unit is one number of the activation's output, a channel at a position of a convolution.
 *rate* is one minus *dynamic* where a ReLU has no static units: two names for one thing, kept because papers use both.
+A sign that is the same for every activation orders nothing. Whether one that orders them does it better than chance,
+`by_chance` tells.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -36,6 +40,12 @@ SIGNS = {
     "rate": 1, "entropy": -1, "dynamic": -1, "steady": 1, "certified": 1, "pull": -1, "untuned": -1,
 }  # fmt: skip
 """Which way a signal points: 1 where a high one says "dispensable", −1 where a low one does."""
+
+
+LEVEL = 0.05
+"""A ρ is beyond chance if shuffled activations give one as far from 0, on either side, no more often than this."""
+EXACT, DRAWS = 8, 20_000
+"""Up to so many activations every order is tried; beyond, so many orders, always the same ones."""
 
 
 def without(net: nn.Module, names: Iterable[str]) -> nn.Module:
@@ -186,3 +196,54 @@ def untuned(net: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 25
         grown.append(loss() - before)
         unit.alpha.fill_(0.0)
     return grown
+
+
+# --- against a referee -----------------------------------------------------------------------------
+
+
+def by_chance(signs: Sequence[Sequence[float]], referees: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Spearman's ρ of a sign with a referee, and how often activations in another order give one as far from 0.
+
+    A permutation test on both sides, ties as they are. Runs of one network judge the same activations, so these change
+    places in all runs alike: more runs make ρ surer, they don't make activations more. Up to `EXACT` activations p is
+    exact; beyond, an estimate from `DRAWS` orders, never below 1 in as many.
+
+    Args:
+        signs: a row a run, (runs, activations).
+        referees: likewise, what each run's referee says.
+
+    Returns: ρ, the mean over runs, and p.
+
+    Raises:
+        ValueError: shapes that differ, a nan, or a row that is the same for every activation.
+    """
+    x, y = (np.atleast_2d(np.asarray(rows, dtype=float)) for rows in (signs, referees))
+    if x.shape != y.shape:
+        raise ValueError(f"signs of shape {x.shape}, referees of {y.shape}: they must be alike")
+    products = _standard(x).T @ _standard(y) / len(x)  # (n, n): what the sign of i gives with the referee's word on j
+    places, orders = np.arange(x.shape[1]), _orders(x.shape[1])
+    rho = float(np.trace(products))
+    return rho, float((np.abs(products[places, orders].sum(1)) >= abs(rho) - 1e-9).mean())
+
+
+def can_tell(activations: int) -> bool:
+    """Whether any order of so many activations, the best and its reverse, is rarer than `LEVEL`."""
+    return 2 / math.factorial(activations) <= LEVEL
+
+
+def _standard(rows: np.ndarray) -> np.ndarray:
+    """Ranks in each row, with mean 0 and length 1."""
+    ranks = pd.DataFrame(rows.T).rank().to_numpy().T
+    centred = ranks - ranks.mean(1, keepdims=True)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    if not (length > 0).all():  # so it is of nan, too
+        raise ValueError("a sign or a referee that is nan, or the same for every activation, has no order")
+    return centred / length
+
+
+def _orders(n: int) -> np.ndarray:
+    """Orders of n places, the unchanged one among them: all, or a sample."""
+    if n <= EXACT:
+        return np.array(list(itertools.permutations(range(n))))
+    shuffled = np.random.default_rng(0).permuted(np.tile(np.arange(n), (DRAWS, 1)), axis=1)
+    return np.vstack([np.arange(n), shuffled])

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import nn
 
 import linl
@@ -118,3 +120,61 @@ def test_bad_input():
         signals.read(net, x[:0], y[:0])
     with pytest.raises(ValueError, match="300 images, 10 labels"):
         signals.read(net, x, y[:10])
+
+
+# --- against a referee -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "least"), [(5, 1.0), (6, 0.8857), (7, 0.7857), (8, 0.7381)])
+def test_the_bar_of_few_activations_is_the_printed_one(n, least):
+    """Critical values of Spearman's rho, two-sided 5 %: Zar, J. Am. Stat. Assoc. 67 (1972), table 1."""
+    generator = np.random.default_rng(n)
+    found = [signals.by_chance([range(n)], [generator.permutation(n)]) for _ in range(60)]
+    found += [signals.by_chance([range(n)], [range(n)])]
+    for i in range(n - 1):  # neighbours change places: the orders near the best one
+        swapped = list(range(n))
+        swapped[i], swapped[i + 1] = i + 1, i
+        found.append(signals.by_chance([range(n)], [swapped]))
+    assert {p <= signals.LEVEL for rho, p in found if abs(rho) >= least - 1e-4} == {True}
+    assert {p > signals.LEVEL for rho, p in found if abs(rho) < least - 1e-4} == {True}
+
+
+def test_four_activations_can_never_be_beyond_chance():
+    assert signals.by_chance([[1, 2, 3, 4]], [[5, 6, 7, 8]]) == (pytest.approx(1), pytest.approx(2 / 24))
+    assert [signals.can_tell(n) for n in (1, 2, 3, 4, 5, 19)] == [False] * 4 + [True] * 2
+
+
+def test_chance_with_ties_is_scipys():
+    sign, referee = [0, 0, 0, 1, 2, 2, 5], [3, 1, 1, 2, 6, 4, 5]
+    rho, p = signals.by_chance([sign], [referee])
+    wanted = stats.permutation_test(
+        (sign,), lambda x: abs(stats.spearmanr(x, referee).statistic), permutation_type="pairings",
+        n_resamples=math.inf, alternative="greater",
+    )  # fmt: skip
+    assert rho == pytest.approx(wanted.statistic) and p == pytest.approx(wanted.pvalue)
+
+
+def test_chance_of_many_activations_is_near_the_t_distribution():
+    generator = np.random.default_rng(1)
+    for n, weight in ((15, 0.5), (35, 0.3), (35, -0.4)):
+        referee = generator.normal(size=n)
+        sign = weight * referee + generator.normal(size=n)
+        rho, p = signals.by_chance([sign], [referee])
+        wanted = stats.spearmanr(sign, referee)
+        assert rho == pytest.approx(wanted.statistic) and p == pytest.approx(wanted.pvalue, abs=0.01)
+        assert (rho, p) == signals.by_chance([sign], [referee]), "the same each time"
+
+
+def test_more_runs_of_one_network_are_not_more_activations():
+    sign, referee = [[1, 2, 3, 4, 5, 6]], [[1, 2, 4, 3, 5, 6]]
+    assert signals.by_chance(3 * sign, 3 * referee) == pytest.approx(signals.by_chance(sign, referee))
+    unlike = [[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]]
+    assert signals.by_chance(unlike, 2 * referee) == pytest.approx((0, 1)), "runs that say the reverse of each other"
+
+
+def test_what_has_no_order_is_refused():
+    for row in ([1, 1, 1], [1, math.nan, 2]):
+        with pytest.raises(ValueError, match="has no order"):
+            signals.by_chance([row], [[1, 2, 3]])
+    with pytest.raises(ValueError, match=r"signs of shape \(1, 2\), referees of \(1, 3\)"):
+        signals.by_chance([[1, 2]], [[1, 2, 3]])
