@@ -348,10 +348,10 @@ class _Funnel:
 
     def _sharpen(self, op: Bend, walk: Pass) -> None:
         """Optimized slopes for both sides of every open unit, whose range later bounds and the solver rest on."""
-        value = op.sources[0]
+        value, opened = op.sources[0], walk.open(op)
         if walk.exact(value):
             return
-        for units in walk.open(op).split(self._rows_at_once(value)):
+        for units in opened.split(self._rows_at_once(value)) if len(opened) else ():  # of nothing, split gives one part
             for sign in (1, -1):
                 bound, shares = walk.optimized(value, units, torch.full((len(units),), float(sign)))
                 walk.ranges[value] = walk.ranges[value].narrowed(

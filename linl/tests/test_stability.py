@@ -329,3 +329,12 @@ def test_a_unit_that_only_touches_its_bend_is_stable():
         net[0].bias[0] = 0.0
     state = linl.analyse(net, Box.unit((1, 5, 5)), "interval")
     assert (state.codes[0].view(2, -1)[0] == 0).all()
+
+
+def test_a_layer_that_nothing_is_open_in_before_one_that_is():
+    """What lies before an open unit is bounded more sharply; of a layer that is settled there is nothing to bound."""
+    torch.manual_seed(0)
+    layers = [part for i in range(6) for part in (nn.Linear(8 if i else 16, 8), nn.ReLU())]
+    net = nn.Sequential(*layers, nn.Linear(8, 10)).eval()
+    state = linl.analyse(net, Box.unit((16,)), "exact")
+    assert "undecided" not in set(state.table["state"]) and linl.verify_stability(net, state).ok
