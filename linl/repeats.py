@@ -100,7 +100,8 @@ def code_of(first: pd.Series, last: pd.Series) -> dict[str, str]:
     files = [] if made[0] == made[1] else between(first["experiment"], *made)
     if files is None:
         return told | {"code": "unknown"}
-    return told | {"code": f"{len(files)} file{'s' * (len(files) > 1)} differ" if files else "the same"}
+    count = f"{len(files)} files differ" if len(files) > 1 else "1 file differs"
+    return told | {"code": count if files else "the same"}
 
 
 # --- what each experiment compares -----------------------------------------------------------------
@@ -183,7 +184,7 @@ def _layers(run: pd.Series) -> Iterator[Compared]:
 
 def _folds(run: pd.Series) -> Iterator[Compared]:
     for one in run["cases"]:
-        for name in ("ms_1", f"ms_{run['batch']}"):
+        for name in dict.fromkeys(("ms_1", f"ms_{run['batch']}")):
             yield from _before_and_after(f"{one['kind']}, {one['layers']}, batch {name.removeprefix('ms_')}", one, name)
 
 

@@ -210,6 +210,8 @@ def _kept(runs: pd.DataFrame) -> pd.DataFrame:
     for name in runs.iloc[-1]["scores"] if len(runs) else ():
         lost = max(100 * (run["scores"]["as given"] - run["scores"][name]) for _, run in runs.iterrows())
         found = figures(runs, partial(_ways, name=name))
+        if found.empty:  # timed in no way, or only scored
+            continue
         slowest = found.loc[found["middle"].idxmin(), "figure"]
         half = half_of(found[found["figure"] == slowest])
         rows.append({"network": name, "lost": lost, "slowest": found["middle"].min(), "half": half})

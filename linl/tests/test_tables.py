@@ -1,6 +1,7 @@
 """Tables: the words in their cells, each notebook of tables alone, and all of them as one."""
 
 import json
+import math
 import re
 import shutil
 import types
@@ -9,6 +10,7 @@ import nbformat
 import pandas as pd
 import pytest
 
+import linl
 from linl import notebooks, results, study, tables
 from linl.results import ParameterError
 
@@ -57,6 +59,7 @@ MADE = {
         "kept_accuracy": ["benchmark-folded.csv", "benchmark-folded.md"],
         "imagenet_cost": ["imagenet_cost.csv", "imagenet_cost.md"],
         "peers": ["benchmark-peers.csv", "benchmark-peers.md", "benchmark-peers-growth.png"],
+        **dict.fromkeys(("last_layer", "fold_pays"), ()),  # only whether they were repeated
     },
     "targets": {
         "benchmarks": ["benchmark-targets.csv", "benchmark-targets.md"],
@@ -146,21 +149,34 @@ def test_tables_write_only_where_they_are_told_to(tmp_path, capsys):
         tables.Tables("record")
 
 
-def test_growth_has_the_power_it_was_made_with():
+def test_growth_has_the_power_of_its_upper_half():
     import matplotlib.pyplot as plt
 
-    sizes = [2, 4, 8]
-    rows = [{"what": "a", "along": "width", "size": n, "ms": 0.5 * n**3} for n in sizes]
-    rows += [{"what": "b", "along": "depth", "size": n, "ms": 7.0 * n} for n in sizes]
+    sizes = [2, 4, 8, 16, 32]
+    rows = [{"what": "a", "along": "width", "size": n, "ms": 0.5 * n**3 if n >= 8 else 256.0} for n in sizes]
+    rows += [{"what": "b", "along": "depth", "size": n, "ms": 7.0 * n} for n in sizes[:2]]
     rows += [{"what": "a", "along": "depth", "size": 2, "ms": 1.0}]
-    powers = tables.exponents(pd.DataFrame(rows)).set_index(["what", "along"])["power"]
-    assert powers["a", "width"] == pytest.approx(3) and powers["b", "depth"] == pytest.approx(1)
-    assert pd.isna(powers["a", "depth"]), "one size has no slope"
-    drawn = tables.growth_picture(pd.DataFrame(rows), {"width": "units", "depth": "layers"})
+    growth = pd.DataFrame(rows)
+    powers = tables.exponents(growth).set_index(["what", "along"])
+    a, b, one = (powers.loc[place] for place in (("a", "width"), ("b", "depth"), ("a", "depth")))
+    assert (a["power"], a["error"], a["sizes"]) == (pytest.approx(3), pytest.approx(0, abs=1e-9), 3)
+    assert b["sizes"] == 1 and pd.isna(b["power"]), "the upper half of two sizes is one, which has no slope"
+    assert pd.isna(one["power"]) and pd.isna(one["error"])
+    drawn = tables.growth_picture(growth, {"width": "units", "depth": "layers"})
     told = [text.get_text() for ax in drawn.axes for text in ax.get_legend().get_texts()]
-    assert told == ["a (width^3.0)", "b (depth^1.0)", "a (depth^nan)"]
+    assert told == ["a (width^3.00 ± 0.00)", "b (depth^nan)", "a (depth^nan)"]
     assert [ax.get_xlabel() for ax in drawn.axes] == ["units", "layers"]
+    assert [sum(line.get_linestyle() == "--" for line in ax.lines) for ax in drawn.axes] == [1, 0]
     plt.close(drawn)
+
+
+def test_the_standard_error_of_a_power():
+    """As the textbook has it: residuals of (1, -2, 1) around a line through x = 0, 1, 2."""
+    rows = [{"what": "a", "along": "width", "size": n, "ms": ms} for n, ms in ((1, 9.0), (2, 9.0))]
+    fitted = [(math.e**x, math.e ** (2 * x + off)) for x, off in ((3, 0.1), (4, -0.2), (5, 0.1))]
+    rows += [{"what": "a", "along": "width", "size": n, "ms": ms} for n, ms in fitted]
+    (found,) = tables.exponents(pd.DataFrame(rows)).to_dict("records")
+    assert found["power"] == pytest.approx(2) and found["error"] == pytest.approx((0.06 / 1 / 2) ** 0.5)
 
 
 # --- notebooks inside notebooks --------------------------------------------------------------------
@@ -263,6 +279,107 @@ def test_a_part_makes_its_tables_alone(part, shell, tmp_path, capsys):
         seeds = set(told.get("seeds", ["2"])) - ({"1"} if part == "reproduction" else set())
         assert seeds == {"2"}, f"{table.name}: a setting's seeds are one row"
         assert set(told["run"]) == {"key"}, f"{table.name}: each row names its run"
+
+
+def agreeing(name, n, **signs):
+    """A record of the agreement of signs on a network of n activations, whose referee goes up from the first on."""
+    committed = results.PROJECT / "results" / "records" / "agreement"
+    made = results.results_folder() / "records" / "agreement" / f"a-{name}" / "s0"
+    shutil.copytree(min(committed.glob("mlp-cifar10-*/s0/result.json")).parent, made)
+    params, result = (json.loads((made / f"{file}.json").read_text()) for file in ("params", "result"))
+    columns = {"referee": range(n), "p": range(n), "rate": range(n), "certified": [None] * n} | signs
+    blank = dict.fromkeys((*linl.signals.SIGNS, "alpha", "lost", "grown"), [0.0] * n)
+    columns = {
+        "dynamic": [rate - 1 for rate in columns["rate"]],
+        **{k: v for k, v in blank.items() if k != "dynamic"},
+    } | columns
+    layers = (
+        pd.DataFrame(columns).astype(object).where(lambda t: t.notna(), None).assign(layer=list(map(str, range(n))))
+    )
+    result["figures"] |= {"activations": n, "layers": layers.to_dict("records")}
+    (made / "params.json").write_text(json.dumps(params | {"network": name}))
+    (made / "result.json").write_text(json.dumps(result | {"key": f"a-{name}"}))
+
+
+def test_agreement_says_no_more_than_chance_allows(shell, tmp_path):
+    """Four activations are too few; a sign heard twice is in no general sentence; what is beyond chance is marked."""
+    turned, up = list(range(12))[::-1], list(range(12))
+    for name, steady in (("mlp", [0.0] * 12), ("vgg16", up), ("resnet20", up)):
+        agreeing(name, 12, p=turned, pull=[*up[6:], *up[:6]], steady=steady)
+    agreeing("alexnet", 4)
+    names = notebooks.run_here(PARTS / "agreement.ipynb", out_dir=str(tmp_path))
+    beyond, general = names["said"].split("\n\n")
+    assert "on 3 networks" in beyond and "rate on 3 of 3, steady on 2 of 2; the wrong way p on 3" in beyond
+    assert "on none pull (of 3)" in beyond and "about 1 of 11" in beyond and "alexnet on cifar10 (4)" in beyond
+    assert "Above 0 on all of them: rate (3, a coin: 1 in 8)." in general, "steady was heard on two networks"
+    assert "p -1.00" in general and "*steady* is 0 for every activation of mlp on cifar10" in general
+    table = pd.read_csv(tmp_path / "agreement.csv", dtype=str, keep_default_na=False).set_index("network")
+    assert table.loc["alexnet", ["activations", "p", "certified"]].tolist() == ["4, too few", "1.00", "–"]
+    assert table.loc["mlp", ["activations", "p", "rate", "steady"]].tolist() == ["12", "-1.00 *", "1.00 *", "same"]
+    assert "dynamic" not in table, "which is the rate once more"
+
+
+def test_agreement_shows_dynamic_where_it_is_not_the_rate(shell, tmp_path):
+    agreeing("mlp", 6, dynamic=[-0.1, -0.3, -0.2, 0.0, 0.0, 0.0])
+    names = notebooks.run_here(PARTS / "agreement.ipynb", out_dir=str(tmp_path))
+    assert not names["twins"] and "*dynamic*: the dead-neuron rate" in (tmp_path / "agreement.md").read_text()
+    assert "dynamic" in pd.read_csv(tmp_path / "agreement.csv").columns
+
+
+def test_linlnet_tells_what_a_record_has(shell, tmp_path):
+    """A depth that wasn't counted is an empty cell, with the reason; what wasn't tried isn't spoken of."""
+
+    def made(**figures):
+        shutil.rmtree(results.results_folder() / "records", ignore_errors=True)
+        a_few_records("linlnet")
+        for path in (results.results_folder() / "records").rglob("result.json"):
+            result = json.loads(path.read_text())
+            result["figures"] |= {"relu_depth": 18.0, "merged_depth": 16.0} | figures
+            path.write_text(json.dumps(result))
+        notebooks.run_here(PARTS / "linlnet.ipynb", out_dir=str(tmp_path))
+        table = pd.read_csv(tmp_path / "linlnet.csv", dtype=str, keep_default_na=False)
+        return table["depth"].tolist(), " ".join((tmp_path / "linlnet.md").read_text().split())
+
+    cells, note = made()
+    assert cells == ["18 → 16"] and "couldn't count" not in note and "become linear" not in note
+    cells, note = made(merged_depth=None)
+    assert cells == [""] and "empty where the run, an earlier one, couldn't count it" in note
+    cells, note = made(near=1, near_parameters=1000, near_test_accuracy=0.5)
+    assert cells == ["18 → 16"] and "if those become linear too. *last p*" in note
+
+
+def pruned_by(score, *, less=0.0):
+    """Three seeds of a method X on an MLP, the committed record of one; a seed's accuracies are a little less."""
+    committed = results.PROJECT / "results" / "records" / "activating_pruning"
+    one = min(committed.glob("mlp-*/s0/result.json")).parent
+    for seed in range(3):
+        made = results.results_folder() / "records" / "activating_pruning" / f"a-{score}" / f"s{seed}"
+        shutil.copytree(one, made)
+        params, result = (json.loads((made / f"{file}.json").read_text()) for file in ("params", "result"))
+        for number, row in enumerate(result["figures"]["cycles_table"]):
+            row["test_accuracy"] -= less + seed * number * 1e-4
+        (made / "params.json").write_text(json.dumps(params | {"score": score, "seed": seed}))
+        (made / "result.json").write_text(json.dumps(result | {"key": f"a-{score}", "seed": seed}))
+
+
+def test_methods_that_coincide_count_once(shell, tmp_path):
+    """gradient and snip without BatchNorm: alike in every figure, down to the last arm."""
+
+    def told():
+        notebooks.run_here(PARTS / "pruning.ipynb", out_dir=str(tmp_path))
+        table = pd.read_csv(tmp_path / "activating_pruning.csv", dtype=str, keep_default_na=False)
+        return table, " ".join((tmp_path / "activating_pruning.md").read_text().split())
+
+    pruned_by("gradient"), pruned_by("snip"), pruned_by("magnitude", less=0.01)
+    table, note = told()
+    assert "of 2 methods" in note and "of 3 methods" not in note
+    assert re.search(r"its figures all the same, counts once: \*snip\* and \*gradient\* on mlp [\d-]+\.", note)
+    mine, twin = (table[table["X"] == X].drop(columns=["X", "run"]).to_numpy() for X in ("gradient", "snip"))
+    assert (mine == twin).all() and len(mine) > 1 and (table["p"] != "").any(), "both are in the table, tests too"
+    shutil.rmtree(results.results_folder() / "records" / "activating_pruning" / "a-snip")
+    pruned_by("snip", less=0.001)
+    _, note = told()
+    assert "of 3 methods" in note and "counts once" not in note
 
 
 def test_the_whole_is_all_its_parts(shell, tmp_path):
