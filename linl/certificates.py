@@ -174,7 +174,9 @@ def _proved_anew(walk: Pass, op: Bend, unit: int, state: Stability) -> None:
             end = check(walk, value, unit, float(sign), tree)
         if end < sign * edge:
             end = walk.optimized(value, one, torch.tensor([float(sign)]))[0][0].item()
-        if end < sign * edge and tree is not None:
+        # slopes that proved it in the analysis had sharper bounds before them than the newest slopes kept give
+        by_slopes = state.proofs[op.site][unit] == PROOFS.index("optimized")
+        if end < sign * edge and (tree is not None or by_slopes):
             leaves = Branching(walk, value, unit, float(sign), sign * edge, lambda points: False, SECONDS).run()
             end = sign * edge if leaves is not None else end
         at = torch.full((1, 1), sign * end, dtype=torch.float64)

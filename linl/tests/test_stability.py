@@ -338,3 +338,12 @@ def test_a_layer_that_nothing_is_open_in_before_one_that_is():
     net = nn.Sequential(*layers, nn.Linear(8, 10)).eval()
     state = linl.analyse(net, Box.unit((16,)), "exact")
     assert "undecided" not in set(state.table["state"]) and linl.verify_stability(net, state).ok
+
+
+def test_a_claim_by_slopes_is_proved_again_though_others_were_kept_since():
+    """Of a unit's layers the analysis keeps the newest slopes; those that proved it may rest on others."""
+    torch.manual_seed(2)
+    layers = [part for i in range(3) for part in (nn.Linear(10 if i else 8, 10), nn.ReLU())]
+    net = nn.Sequential(*layers, nn.Linear(10, 10)).eval()
+    state = linl.analyse(net, Box.unit((8,)), "exact")
+    assert "optimized" in set(state.table["proof"]) and linl.verify_stability(net, state).ok
