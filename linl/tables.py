@@ -164,7 +164,7 @@ def made_with(done: pd.DataFrame) -> dict[str, str]:
 
     Returns: `versions` of torch, `processors`, and `hardware`: processors with the threads that were used.
     """
-    threads = done["how_cpu"] + ", " + done["how_threads"].astype(str) + " threads"
+    threads = done["how_cpu"] + ", " + done["how_threads"].map(_threads)
     return {
         "versions": ", ".join(sorted(done["version_torch"].unique())),
         "processors": "; ".join(sorted(done["how_cpu"].unique())),
@@ -179,7 +179,11 @@ def device(row: pd.Series) -> str:
 
 def hardware(row: pd.Series) -> str:
     """ "AMD EPYC, 2 threads": what one run was done on, and how much of it was used."""
-    return f"{device(row)}, {row['how_threads']} thread{'s' if row['how_threads'] != 1 else ''}"
+    return f"{device(row)}, {_threads(row['how_threads'])}"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count != 1 else ''}"
 
 
 def loaded(row: pd.Series) -> str:

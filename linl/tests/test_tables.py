@@ -129,7 +129,7 @@ def test_the_newest_run_of_each():
 
 def test_what_runs_were_made_with():
     assert tables.made_with(runs()) == {
-        "versions": "1, 2", "processors": "p", "hardware": "p, 1 threads; p, 2 threads"
+        "versions": "1, 2", "processors": "p", "hardware": "p, 1 thread; p, 2 threads"
     }  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def test_tables_write_only_where_they_are_told_to(tmp_path, capsys):
     there.write([{"a": 1}], "braces", "{as it is}")
     assert there.write([], "nothing", "torch {versions}", pd.DataFrame()) is None
     assert [path.name for path in there.written] == ["demo.csv", "demo.md", "braces.csv", "braces.md"]
-    assert (tmp_path / "demo.md").read_text().endswith("\ntorch 1, 2, p, 1 threads; p, 2 threads\n")
+    assert (tmp_path / "demo.md").read_text().endswith("\ntorch 1, 2, p, 1 thread; p, 2 threads\n")
     assert (tmp_path / "braces.md").read_text().endswith("\n{as it is}\n")
     assert there.runs("demo").empty and there.counts().empty
     assert capsys.readouterr().out == "no finished runs of demo among the runs of profile quick\n"
