@@ -139,6 +139,7 @@ RECIPES: dict[str, Recipe] = {
     "stability-digits": Recipe(epochs=60, batch_size=32, weight_decay=0.0, decay_every=25, init="kaiming"),
     # ours, for a few epochs: units and ReLUs by one schedule; no decay, which would pull at p and at stability
     "linear-stable": Recipe(epochs=10, batch_size=256, lr=5e-2, unit_lr=5e-3, weight_decay=0.0, unit_weight_decay=0.0, schedule="onecycle", init="kaiming"),  # noqa: E501
+    "linear-stable-l1": Recipe(epochs=10, batch_size=256, lr=5e-2, unit_lr=5e-3, weight_decay=0.0, unit_weight_decay=0.0, schedule="onecycle", init="kaiming", l1=0.001),  # noqa: E501
     "linear-stable-digits": Recipe(epochs=12, batch_size=32, lr=3e-2, unit_lr=3e-3, weight_decay=0.0, unit_weight_decay=0.0, schedule="onecycle", init="kaiming"),  # noqa: E501
     # Liu et al.'s code, of one cycle of pruning: up over 20,000 steps of 782 an epoch, cut short at epoch 25
     "ap": Recipe(epochs=50, batch_size=64, lr=0.1, schedule="milestones", warmup=20_000 / (50 * 782), milestones=(25, 32)),  # noqa: E501
