@@ -69,7 +69,9 @@ MADE = {
     },
     "reproduction": {
         "linlnet": ["reproduction.csv", "reproduction.md", "reproduction.png"],
-        **dict.fromkeys(("last_layer", "layer_folding", "stability", "regions", "activating_pruning"), ()),
+        **dict.fromkeys(
+            ("last_layer", "layer_folding", "stability", "regions", "linear_stable", "activating_pruning"), ()
+        ),
     },
     "runs": {"fold_pays": ["runs.csv", "runs.md"]},  # any will do
 }  # fmt: skip
