@@ -278,7 +278,7 @@ def growth_picture(growth: pd.DataFrame, labels: dict[str, str]):
     """
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, len(labels), figsize=(5.5 * len(labels), 4.5), layout="constrained", sharey=True)
+    fig, axes = plt.subplots(1, len(labels), figsize=(6.5 * len(labels), 4.5), layout="constrained", sharey=True)
     panels = dict(zip(labels, np.atleast_1d(axes), strict=True))
     powers = exponents(growth).set_index(["what", "along"])
     colors = {what: f"C{i}" for i, what in enumerate(growth["what"].unique())}
@@ -295,7 +295,8 @@ def growth_picture(growth: pd.DataFrame, labels: dict[str, str]):
         ax.set_xticks(sizes, labels=sizes, fontsize=7)
         ax.minorticks_off()
         ax.set(xlabel=labels[along])
-        ax.legend(fontsize=7, frameon=False, title="slope of the upper half", title_fontsize=7)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 2}
+        ax.legend(fontsize=7, frameon=False, title="slope of the upper half", title_fontsize=7, **below)
         ax.spines[["top", "right"]].set_visible(False)
     next(iter(panels.values())).set_ylabel("milliseconds")
     return fig
