@@ -52,7 +52,7 @@ def border() -> Figures:
 @erratum(FOLDING, "fault", "slopes of VGG16 that can be read", "VGG_Cifar10_postfold.py, its last lines")
 def unread_slopes() -> Figures:
     """VGG's units are torch's PReLUs, whose slope is called weight; the script asks for alpha and stops, after 100
-    epochs of tuning."""
+    epochs of tuning (if its first lines are mended, which stop it before: rate_not_set)."""
     published = [nn.PReLU(init=0) for _ in range(15)]
     ours = nonlinearity(linearize(create("vgg16", width=0.125), "partial"))
     return sum(hasattr(unit, "alpha") for unit in published), len(ours), 15
