@@ -42,15 +42,20 @@ def _linlnet(published: pd.Series, done: pd.DataFrame) -> dict:
         word = "needs ImageNet" if data == "imagefolder" else "not run"
         return row("LiNLNet", claim, figures, published["source"], word)
     first, accuracy = group.iloc[0], 100 * group["linl_test_accuracy"]
-    unlike = LINLNET.unlike(group)
+    unlike, digits = LINLNET.unlike(group), int(len(set(group["linear"])) > 1)
     words = {
         "accuracy": verdict(f"{published['accuracy']}±{published['sd']}", accuracy, within=0.5, unlike=unlike),
-        "linear layers": verdict(published["linear"], group["linear"], digits=0, unlike=unlike),
+        "linear layers": verdict(published["linear"], group["linear"], digits=digits, unlike=unlike),
     }
-    ours = f"{mean_sd(accuracy)} %, {mean_sd(group['linear'], 0)} linear"
+    ours = f"{mean_sd(accuracy)} %, {each(group['linear'])} linear"
     near = group["p"].map(nearly_linear)
-    ours += f" ({mean_sd(near, 0)} from {NEAR:g} on)" if near.mean() > group["linear"].mean() else ""
+    ours += f" ({each(near)} from {NEAR:g} on)" if near.mean() > group["linear"].mean() else ""
     return row("LiNLNet", claim, figures, published["source"], together(words), ours, LINLNET.told(first), group)
+
+
+def each(counts: pd.Series) -> str:
+    """A count of every seed: "1" where all have the same, else "0/1/0"."""
+    return "/".join(map(str, counts if len(set(counts)) > 1 else counts[:1]))
 
 
 def _twin(published: pd.Series, done: pd.DataFrame) -> dict:

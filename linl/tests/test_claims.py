@@ -30,6 +30,11 @@ def test_one_setting_the_longest_then_the_newest():
     assert of_alexnet([linlnet("a-part", 200, 0.8771, 2, limit=100)])["verdict"] == "not run", "not on all images"
     almost = of_alexnet([{**full, "linear": 1, "p": [0.5] * 5 + [1.0, 0.995]}])
     assert almost["ours"] == "87.71 %, 1 linear (2 from 0.99 on)" and "differs by -1" in almost["verdict"]
+    seeds = of_alexnet([full, {**full, "seed": 1, "linear": 1, "p": [0.5] * 5 + [1.0, 0.995]}])
+    assert (
+        seeds["ours"] == "87.71 ± 0.00 %, 2/1 linear (2 from 0.99 on)"
+        and "linear layers: differs by -0.5" in seeds["verdict"]
+    )
     rows = training_claims.linlnet(pd.DataFrame())
     assert {row["verdict"] for row in rows} == {"not run", "needs ImageNet"} and len(rows) == 9
 
