@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from linl.tables import hardware, short
+from linl.tables import machines, short
 
 
 def row(
@@ -32,7 +32,11 @@ def row(
     how = {"seeds": "", "schedule": schedule, "hardware": "", "source": source, "run": ""}
     if groups:
         runs = " ".join(short(group["key"].iloc[0]) for group in groups)
-        how |= {"seeds": seeds_of(groups), "hardware": done_on(groups), "run": runs}
+        how |= {
+            "seeds": seeds_of(groups),
+            "hardware": machines(pd.concat(groups).sort_values(["how_cpu", "how_threads"])),
+            "run": runs,
+        }
     told = {"system": system, "claim": claim, "settings": settings, "published": published}
     return {**told, "ours": ours, "verdict": word, **how}
 
@@ -41,11 +45,6 @@ def seeds_of(groups: Sequence[pd.DataFrame]) -> int | str:
     """How many seeds each setting has: 5, or "2 to 5"."""
     counts = sorted({len(group) for group in groups})
     return counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-
-
-def done_on(groups: Sequence[pd.DataFrame]) -> str:
-    """What all seeds of all settings were done on: "AMD EPYC, 1 thread; AMD EPYC, 2 threads"."""
-    return "; ".join(sorted({hardware(run) for group in groups for _, run in group.iterrows()}))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from linl.tables import hardware, newest, short
+from linl.tables import machines, newest, short
 from linl.verdicts import share
 
 NOTEBOOKS = {
@@ -40,8 +40,7 @@ def row(
     link = f"[{notebook}](../../notebooks/{notebook}.ipynb)" if notebook else ""
     how = {"runs": "", "hardware": "", "where": table if where else "", "how": link, "run": ""}
     if done is not None and len(done):
-        machines = "; ".join(dict.fromkeys(hardware(run) for _, run in done.iterrows()))
-        how |= {"runs": len(done), "hardware": machines, "run": " ".join(dict.fromkeys(map(short, done["key"])))}
+        how |= {"runs": len(done), "hardware": machines(done), "run": " ".join(dict.fromkeys(map(short, done["key"])))}
     told = {"what": what, "rival": rival, "asked": asked, "measured": measured, "middle half of pairs": half}
     return {**told, "reached": reached or share(holds, "", ("yes", "no")), **how}
 

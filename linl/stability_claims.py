@@ -31,14 +31,17 @@ def stability(done: pd.DataFrame) -> list[dict]:
     """The appendix's tables: a row a network and l1 that was run, and one for the rest of each network's; then what the
     paper says in words."""
     rows: list[dict] = []
+    groups: list[pd.DataFrame] = []
     done = with_hidden(done)
     for (network, data, hidden), part in paper("stability").groupby(["network", "dataset", "hidden"], sort=False):
-        found = [_stable(published, done) for _, published in part.iterrows()]
+        asked = [(published, stable_setting(published, done)) for _, published in part.iterrows()]
+        groups += [group for _, group in asked if group is not None]
+        found = [_stable(published, group) for published, group in asked]
         ran = [line for line in found if line["run"]]
         claim = f"{network} {hidden.replace(' ', '-')}, {data}, {len(found) - len(ran)}{' more' if ran else ''} of l1"
         rest = row("ReLU stability", claim, "", part["source"].iloc[0], settings=len(found) - len(ran))
         rows += [*ran, *([rest] if len(ran) < len(found) else [])]
-    return [*rows, *_in_words(done)]
+    return [*rows, *_in_words(groups)]
 
 
 def stable_as(published: pd.Series) -> Trained:
@@ -54,8 +57,8 @@ def stable_setting(published: pd.Series, done: pd.DataFrame) -> pd.DataFrame | N
     return setting(done, stable_as(published), l1=float(published["l1"]), **PLAIN, **where)
 
 
-def _stable(published: pd.Series, done: pd.DataFrame) -> dict:
-    trained, group = stable_as(published), stable_setting(published, done)
+def _stable(published: pd.Series, group: pd.DataFrame | None) -> dict:
+    trained = stable_as(published)
     known = {name: how for name, how in MEASURES.items() if published[how[0]]}
     widths = published["hidden"].replace(" ", "-")
     claim = f"{published['network']} {widths}, {published['dataset']}, l1 {float(published['l1']):g}"
@@ -81,12 +84,7 @@ def undecided(group: pd.DataFrame) -> float:
 # --- what the paper says in words ------------------------------------------------------------------
 
 
-def _in_words(done: pd.DataFrame) -> list[dict]:
-    groups = [
-        group
-        for _, published in paper("stability").iterrows()
-        if (group := stable_setting(published, done)) is not None
-    ]
+def _in_words(groups: list[pd.DataFrame]) -> list[dict]:
     return [
         _none_without_l1([g for g in groups if g.iloc[0]["l1"] == 0]),
         _no_whole_layer([g for g in groups if g.iloc[0]["network"] == "mlp" and g.iloc[0]["l1"] > 0]),

@@ -182,6 +182,11 @@ def hardware(row: pd.Series) -> str:
     return f"{device(row)}, {_threads(row['how_threads'])}"
 
 
+def machines(done: pd.DataFrame) -> str:
+    """What these runs were done on, each once and in their order: "AMD EPYC, 1 thread; AMD EPYC, 2 threads"."""
+    return "; ".join(dict.fromkeys(hardware(run) for _, run in done.iterrows()))
+
+
 def _threads(count: int) -> str:
     return f"{count} thread{'s' if count != 1 else ''}"
 

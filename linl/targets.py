@@ -21,7 +21,7 @@ import pandas as pd
 
 from linl.connections import with_hidden
 from linl.judging import SENSES, STATED, Found, every, figures, half_of, judged, row, spread, worst
-from linl.repeats import known, quartiles, three
+from linl.repeats import faster_by, known, quartiles, three
 from linl.results import mean_sd, paper
 from linl.stability_claims import MEASURES, stable_setting
 from linl.tables import newest
@@ -170,10 +170,7 @@ def _bytes(run: pd.Series) -> Found:
 
 
 def _latency(run: pd.Series) -> Found:
-    case = _alexnet(run)
-    paired = three(case, "ms_1_ratio")
-    alone = known(case, "ms_1_before") / known(case, "ms_1_after")
-    yield "ms", paired if not math.isnan(paired["middle"]) else {"middle": alone}
+    yield "ms", faster_by(_alexnet(run), "ms_1")
 
 
 def folded(done: pd.DataFrame, asked: float = 1.4) -> list[dict]:
