@@ -15,6 +15,7 @@ from linl import (
     folding,
     graph,
     losses,
+    machines,
     masks,
     merge,
     models,
@@ -67,8 +68,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Box", "LiNLU", "PartialLinear", "Stability", "analyse", "bounds", "components", "compress", "connections",
     "cost", "data", "dead_rate", "dead_rates", "devices", "distributed", "fold", "fold_norms", "foldable",
-    "folding", "fuse_kernels_", "graph", "guard", "harden", "harden_masks", "linearize", "losses", "masks",
-    "measure", "merge", "models", "nonlinearity", "notebooks", "pad_first", "param_groups", "penalty", "planning",
-    "project_", "prune", "prune_cycles", "pruning", "refit", "regions", "results", "shallow", "shrink", "signals",
-    "sites", "sliders", "stability", "tables", "train", "units", "verify", "verify_stability", "weights",
+    "folding", "fuse_kernels_", "graph", "guard", "harden", "harden_masks", "linearize", "losses", "machines",
+    "masks", "measure", "merge", "models", "nonlinearity", "notebooks", "pad_first", "param_groups", "penalty",
+    "planning", "project_", "prune", "prune_cycles", "pruning", "refit", "regions", "results", "shallow", "shrink",
+    "signals", "sites", "sliders", "stability", "tables", "train", "units", "verify", "verify_stability", "weights",
 ]  # fmt: skip

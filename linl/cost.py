@@ -7,7 +7,6 @@ import gc
 import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from linl.graph import evaluating, trace
+from linl.machines import processor
 from linl.sites import activation_sites
 
 _LINEAR = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
@@ -250,9 +250,8 @@ class LatencyTable:
             key: what the layer is.
             shape, like: of its input; whose dtype and device.
         """
-        full = (
-            f"{_processor(like.device)} {torch.get_num_threads()} {torch.__version__} {like.dtype} {tuple(shape)} {key}"
-        )
+        unit = torch.cuda.get_device_name(like.device) if like.device.type == "cuda" else processor()
+        full = f"{unit} {torch.get_num_threads()} {torch.__version__} {like.dtype} {tuple(shape)} {key}"
         if full not in self.memory:
             layer = make().to(device=like.device, dtype=like.dtype).eval()
             x = torch.randn(*shape, device=like.device, dtype=like.dtype)
@@ -268,13 +267,3 @@ class LatencyTable:
             part = self.path.with_name(f".latency.{os.getpid()}.part")
             part.write_text(json.dumps(self.memory, indent=0))
             os.replace(part, self.path)
-
-
-def _processor(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

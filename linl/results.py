@@ -9,29 +9,25 @@ tables are made from records alone.
 from __future__ import annotations
 
 import ast
-import contextlib
 import hashlib
-import importlib
 import json
 import math
 import os
-import platform
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from linl.data import PROJECT, in_checkout, pictures_listed
-from linl.devices import cores
 from linl.files import atomic
 from linl.locks import Held, hold, release
+from linl.machines import load_average, machine, peak_memory, versions
 
 NOT_IN_KEY = frozenset({"seed", "device", "threads", "processes", "overwrite", "results_dir", "data_dir"})
 """Parameters that say where and how a run is done, not what is run."""
@@ -182,11 +178,11 @@ class Run:
             "how": {
                 **how,
                 **machine(),
-                "threads": _threads(),
+                "threads": torch.get_num_threads(),
                 "load_before": self.load_before,
                 "load_after": load_average(),
                 "seconds": round(time.perf_counter() - self._began, 1),
-                "peak_memory_mb": _peak_memory(),
+                "peak_memory_mb": peak_memory(),
             },
             "versions": versions(),
             "source": self.source,
@@ -267,65 +263,6 @@ def run_folder(experiment: str, params: dict[str, Any]) -> Path:
     return top / key_of(params) / f"s{params.get('seed', 0)}"
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores and accelerator."""
-    import torch
-
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = lines[0].split(":", 1)[1].strip() if lines else name
-    elif platform.system() == "Darwin":
-        name = (
-            subprocess.run(
-                ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
-            ).stdout.strip()
-            or name
-        )
-    return {
-        "cpu": name,
-        "cores": cores(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def load_average() -> list[float] | None:
-    """Processes that wanted a core over the last minute, the last five and the last fifteen, other people's among them;
-    None where the system doesn't count them. On a quiet machine it is near 0 before a run, and after it no more than
-    the run's own threads and workers."""
-    with contextlib.suppress(AttributeError, OSError):
-        return [round(mean, 2) for mean in os.getloadavg()]
-    return None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
-    return {"python": platform.python_version(), **versions_of("torch", "torchvision", "timm", "numpy")}
-
-
-def versions_of(*names: str) -> dict[str, str]:
-    """Versions of packages, as a record keeps those of rivals under `rival_versions`.
-
-    Args:
-        names: as they are installed by: "torch-pruning", "auto_LiRPA".
-
-    Returns: for each its version; of one that can only be imported what it says of itself; "not installed".
-    """
-    return {name: _version_of(name) for name in names}
-
-
-def _version_of(name: str) -> str:
-    with contextlib.suppress(PackageNotFoundError):
-        return version(name)
-    try:
-        module = importlib.import_module(name.replace("-", "_"))
-    except ModuleNotFoundError:
-        return "not installed"
-    return getattr(module, "__version__", "unknown")
-
-
 def revision() -> dict[str, Any]:
     """Git revision of the project, and whether the code (notebooks, package) was as committed; None of an installed
     package, which may lie inside of somebody else's repository."""
@@ -342,19 +279,6 @@ def revision() -> dict[str, Any]:
     except FileNotFoundError:
         head = changed = None
     return {"revision": head, "clean": None if changed is None else changed == ""}
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _peak_memory() -> int:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1e6 if sys.platform == "darwin" else 1e3))
 
 
 def _plain(value: Any) -> Any:

@@ -18,6 +18,7 @@ ORDER = [
     "native",
     "kernels",
     "devices",
+    "machines",
     "products",
     "small_images",
     "calls",

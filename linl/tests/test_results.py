@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -146,16 +145,6 @@ def test_where_nobody_counts_a_load_a_run_is_done_all_the_same(monkeypatch):
     monkeypatch.setattr(results.os, "getloadavg", unknown)
     assert begun().finish({})["how"]["load_before"] is None
     assert tables.loaded(results.runs("demo", "runs").iloc[0]) == "load unknown"
-
-
-def test_versions_of_rivals(tmp_path, monkeypatch):
-    """Installed, only found beside the code, and not there at all."""
-    (tmp_path / "a_rival.py").write_text('__version__ = "1.2"')
-    (tmp_path / "untold.py").write_text("")
-    monkeypatch.syspath_prepend(tmp_path)
-    told = results.versions_of("numpy", "a-rival", "untold", "nobody-has-it")
-    assert told == {"numpy": np.__version__, "a-rival": "1.2", "untold": "unknown", "nobody-has-it": "not installed"}
-    assert set(results.versions()) == {"python", "torch", "torchvision", "timm", "numpy"}
 
 
 def test_a_finished_runs_parameters_stay_as_they_were():
