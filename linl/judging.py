@@ -15,7 +15,8 @@ NOTEBOOKS = {
     "benchmark-units": "benchmarks", "benchmark-epoch": "experiments/epoch_speed", "runs": "experiments/linlnet",
     "benchmark-peers": "experiments/peers", "benchmark-folded": "experiments/kept_accuracy",
     "last_layer": "experiments/last_layer", "bounds_speed": "experiments/bounds_speed",
-    "reproduction": "experiments/stability", "stability": "experiments/stability",
+    "study_cost": "experiments/study_cost", "reproduction": "experiments/stability",
+    "stability": "experiments/stability",
 }  # fmt: skip
 """Of each table the notebook that its figures are from."""
 STATED = "nothing: stated"

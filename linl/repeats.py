@@ -21,7 +21,7 @@ class Compared:
         what: its name, the same in every run of a setting.
         middle: its median over the pairs that were timed in turn.
         low, high: quartiles over those pairs; nan where there were none, for one pair is no spread.
-        unit: "×", "ms" or "images/s".
+        unit: "×", "ms", "s" or "images/s".
         ours, rival: medians of what linl and its rival took, in one unit; nan where it isn't recorded.
         control: a thing beside itself: what it shows is noise.
     """
@@ -207,8 +207,13 @@ def _bill(run: pd.Series) -> Iterator[Compared]:
         yield Compared(what, known(one, "images/s"), unit="images/s")
 
 
+def _steps(run: pd.Series) -> Iterator[Compared]:
+    for one in run["steps"]:
+        yield Compared(one["step"], known(one, "seconds"), unit="s")
+
+
 COMPARED: dict[str, Callable[[pd.Series], Iterator[Compared]]] = {
     "benchmarks": _units, "epoch_speed": _epochs, "bounds_speed": _bounds, "kept_accuracy": _kept, "peers": _peers,
-    "last_layer": _layers, "fold_pays": _folds, "imagenet_cost": _bill,
+    "last_layer": _layers, "fold_pays": _folds, "imagenet_cost": _bill, "study_cost": _steps,
 }  # fmt: skip
 """Of each experiment that measures a speed, what it compares."""

@@ -123,6 +123,8 @@ def test_a_misspelt_parameter_stops_papermill_before_it_works(tmp_path):
         ("last_layer", {"width": 0.0}, "width = 0.0: at least 0, and above 0"),
         ("imagenet_cost", {"networks": "lenet"}, "lenet isn't in the profile; it has alexnet, vgg16"),
         ("imagenet_cost", {"batch": 0}, "batch = 0: must be at least 1"),
+        ("study_cost", {"asked": "smoke"}, "asked = 'smoke' holds this notebook"),
+        ("study_cost", {"asked": "everything"}, "unknown profile 'everything'"),
         ("regions", {"hidden": "8x8"}, "hidden = '8x8': widths such as"),
         ("regions", {"components": 65}, "components = 65: must be from 1 to 64"),
         ("regions", {"count_limit": 0.0}, "count_limit = 0.0"),

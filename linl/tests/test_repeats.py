@@ -76,6 +76,8 @@ def test_layers_before_and_after():
     assert [one.what for one in of("fold_pays", cases=[folds], batch=8)] == ["k, l, batch 1", "k, l, batch 8"]
     (bill,) = of("imagenet_cost", bill=[{"network": "a", "width": 1.0, "system": "s", "images/s": 3.0}])
     assert bill.unit == "images/s" and bill.middle == 3.0
+    (step,) = of("study_cost", steps=[{"step": "clone", "seconds": 2.0, "core_seconds": 1.0}])
+    assert (step.what, step.unit, step.middle, step.paired) == ("clone", "s", 2.0, False)
 
 
 @pytest.mark.parametrize("experiment", repeats.COMPARED)

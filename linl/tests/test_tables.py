@@ -58,14 +58,14 @@ MADE = {
         "epoch_speed": ["benchmark-epoch.csv", "benchmark-epoch.md"],
         "kept_accuracy": ["benchmark-folded.csv", "benchmark-folded.md"],
         "imagenet_cost": ["imagenet_cost.csv", "imagenet_cost.md"],
+        "study_cost": ["study_cost.csv", "study_cost.md"],
         "peers": ["benchmark-peers.csv", "benchmark-peers.md", "benchmark-peers-growth.png"],
         **dict.fromkeys(("last_layer", "fold_pays"), ()),  # only whether they were repeated
     },
     "targets": {
         "benchmarks": ["benchmark-targets.csv", "benchmark-targets.md"],
-        **dict.fromkeys(
-            ("epoch_speed", "linlnet", "peers", "kept_accuracy", "last_layer", "bounds_speed", "stability"), ()
-        ),
+        **dict.fromkeys(("epoch_speed", "linlnet", "peers", "kept_accuracy", "last_layer", "bounds_speed"), ()),
+        **dict.fromkeys(("stability", "study_cost"), ()),
     },
     "reproduction": {
         "linlnet": ["reproduction.csv", "reproduction.md", "reproduction.png"],

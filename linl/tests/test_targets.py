@@ -26,20 +26,19 @@ def again(run, **other):
 @pytest.mark.parametrize(
     "judge",
     [targets.units, targets.epochs, targets.seconds_to, targets.peers, targets.folded, targets.last_layer,
-     targets.bounds, targets.compression, targets.solver_times],
+     targets.bounds, targets.compression, targets.solver_times, targets.study],
 )  # fmt: skip
 def test_what_was_never_run_says_so(judge):
     rows = judge(NONE)
-    asked = [row for row in rows if row["reached"] != "not recorded"]
-    assert rows and all(row["reached"] == "not run" for row in asked)
+    assert rows and all(row["reached"] == "not run" for row in rows)
     assert all(row["measured"] == row["run"] == row["runs"] == "" and row["what"] and row["asked"] for row in rows)
-    assert all(row["rival"] and row["where"] for row in asked)
+    assert all(row["rival"] and row["where"] for row in rows)
 
 
 def test_every_row_links_its_table_and_the_notebook_that_measured_it():
     tables = [targets.units, targets.epochs, targets.seconds_to, targets.peers, targets.folded, targets.last_layer,
-              targets.bounds, targets.compression, targets.solver_times]  # fmt: skip
-    for row in (row for judge in tables for row in judge(NONE) if row["reached"] != "not recorded"):
+              targets.bounds, targets.compression, targets.solver_times, targets.study]  # fmt: skip
+    for row in (row for judge in tables for row in judge(NONE)):
         path = (PROJECT / "results" / "tables" / row["how"].partition("](")[2].rstrip(")")).resolve()
         assert path.is_file() and path.suffix == ".ipynb", row["how"]
 
@@ -328,7 +327,6 @@ def test_peers():
     assert rows["regions in a planer"]["reached"] == "no", "found, and slower"
     assert (rows[IMPORT]["reached"], rows[IMPORT]["measured"]) == ("no", "1100 ms")
     assert sum(row["reached"] == "not run" and row["run"] == row["hardware"] == "" for row in rows.values()) == 9
-    assert sum(row["reached"] == "not recorded" for row in rows.values()) == 1
 
 
 def test_a_slow_run_of_peers_isnt_forgotten():
@@ -382,6 +380,21 @@ def test_a_rival_that_failed_and_a_start_that_was_not_timed():
     rows = peers(failed, {**START, "note": "not timed"})
     assert rows[GONE]["reached"] == "no" and rows[GONE]["measured"] == "BatchNorms left 0"
     assert rows[IMPORT]["reached"] == "not run"
+
+
+def test_what_a_study_takes_is_stated():
+    def steps(*seconds):
+        names = "clone", "environment", "study (quick)", "study (quick), again"
+        return [{"step": name, "seconds": took} for name, took in zip(names, seconds, strict=True)]
+
+    run = {**RUN, "asked": "quick", "environment": True, "steps": steps(1.0, 60.0, 300.0, 9.0)}
+    (row,) = targets.study(again(run, steps=steps(1.0, 70.0, 310.0, 8.0)))
+    parts = "clone 1, environment 60 to 70, study (quick) 300 to 310"
+    assert row["measured"] == f"361 to 381 s ({parts}); started again 8 to 9 s"
+    assert row["reached"] == "stated" and row["runs"] == 2
+    for other in ({"environment": False}, {"asked": "tiny"}):
+        assert [row["reached"] for row in targets.study(pd.DataFrame([run | other]))] == ["not run"], "another question"
+    assert [row["reached"] for row in targets.study(NONE)] == ["not run"]
 
 
 def test_rows_of_peers_are_found_again_in_every_run():
