@@ -14,7 +14,8 @@ from torch import fx
 
 from linl.affine import CannotMerge, Size
 from linl.calls import DIFFERENCES, SUMS
-from linl.operations import Link, Reader, refuse_aliases
+from linl.obstacles import refuse_aliases
+from linl.operations import Link, Reader
 
 
 @dataclass

@@ -19,8 +19,8 @@ from torch import Tensor, fx, nn
 
 from linl.affine import batchnorm
 from linl.calls import DIFFERENCES, IN_PLACE, SUMS, works_in_place
-from linl.graph import input_of, is_activation, is_norm_act
-from linl.operations import attribute, shared_names
+from linl.graph import attribute, input_of, is_activation, is_norm_act
+from linl.obstacles import shared_names
 
 
 @dataclass

@@ -31,7 +31,8 @@ from linl.graph import (
 )
 from linl.joining import merged
 from linl.masks import refuse_masks
-from linl.operations import Link, is_hooked, is_plain_conv, norm_trouble, shared_names
+from linl.obstacles import is_hooked, is_plain_conv, norm_trouble, shared_names
+from linl.operations import Link
 from linl.planning import OBJECTIVES, Step, layers_in, plan
 from linl.reports import COLUMNS, FoldReport, Place, left_over, row_of, undone
 from linl.timing import built, layer_timer

@@ -286,6 +286,12 @@ def input_of(node: fx.Node) -> Any:
     return node.args[0] if node.args else node.kwargs.get("input")
 
 
+def attribute(traced: fx.GraphModule, target: str):
+    """What a `get_attr` node reads."""
+    owner, _, leaf = target.rpartition(".")
+    return getattr(traced.get_submodule(owner) if owner else traced, leaf)
+
+
 def free_name(net: nn.Module, name: str) -> str:
     """`name`, or `name_1`, `name_2`, … — the first that no submodule or attribute bears yet."""
     owner, _, leaf = name.rpartition(".")

@@ -15,10 +15,10 @@ from linl import affine
 from linl.affine import Affine, CannotMerge
 from linl.calls import DIFFERENCES, SUMS, works_in_place
 from linl.files import first_line
-from linl.graph import clone, input_of, shapes, trace
+from linl.graph import attribute, clone, input_of, shapes, trace
 from linl.masks import refuse_masks
 from linl.merge import merge
-from linl.operations import Reader, attribute
+from linl.operations import Reader
 from linl.pieces import pieces_of
 from linl.program import Bend, Conv, Dense, MaxPool, Op, Program, Reshape, Sum
 from linl.rewriting import called, open_

@@ -12,7 +12,8 @@ from linl import affine
 from linl.affine import Affine, Geometry, Size
 from linl.chains import Fork
 from linl.graph import free_name, input_of, is_norm_act
-from linl.operations import Link, shared_names
+from linl.obstacles import shared_names
+from linl.operations import Link
 from linl.planning import Step
 from linl.units import FixedPartial, FixedTwoSlope
 

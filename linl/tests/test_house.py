@@ -28,6 +28,7 @@ ORDER = [
     "masks",
     "units",
     "cost",
+    "obstacles",
     "operations",
     "chains",
     "joining",
