@@ -113,8 +113,8 @@ class _Finder:
             self.elements[node] = None
             if node.op.startswith("call") and node in self.known:
                 try:
-                    found = self._fork(node) if _is_sum(node) else self.reader.view(node) or self.reader.link(node)
-                    self.elements[node] = found
+                    found = self.reader.view(node) or self.reader.link(node)
+                    self.elements[node] = found or (self._fork(node) if _is_sum(node) else None)
                 except CannotMerge as reason:
                     self.reasons[node] = str(reason)
         return self.elements[node]

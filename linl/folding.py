@@ -14,6 +14,7 @@ from linl import rewriting
 from linl.affine import Affine
 from linl.chains import Fork, find
 from linl.checking import difference, error, interior_of, one_tensor, shape_of, values
+from linl.constants import forget_
 from linl.cost import latencies
 from linl.files import first_line
 from linl.graph import (
@@ -267,6 +268,7 @@ def _refuse_other_output(net: nn.Module, wanted: object, output: object) -> None
 
 def finish_(traced: fx.GraphModule) -> None:
     """Removes what is no longer called, and makes the code anew."""
+    forget_(traced)
     traced.delete_all_unused_submodules()
     traced.graph.lint()
     traced._tracer_cls = traced.graph._tracer_cls = None  # else a saved network asks for linl's tracer

@@ -19,6 +19,8 @@ from torch import Tensor, fx, nn
 
 from linl import affine
 from linl.affine import Affine, CannotMerge, Geometry, Padding, Size
+from linl.calls import DIFFERENCES, SUMS
+from linl.constants import by_channel, read_by, reads_nothing, value_of
 from linl.graph import attribute, input_of, is_norm_act
 from linl.obstacles import is_hooked, is_plain_conv, norm_trouble, refuse_aliases, shared_names
 
@@ -234,12 +236,31 @@ class Reader:
         made = affine.conv(weight)
         return Link([node], made.geometry, size, lambda: made, "copy")
 
-    def factor(self, node: fx.Node, value: float) -> Link:
-        """A constant factor on every channel."""
-        channels, size = self.known[node][1], self.spatial(node)
-        geometry = affine.scale_geometry(channels, len(size), "none")
-        made = lambda: affine.scale(torch.full((channels,), float(value), dtype=torch.float64), None, len(size))  # noqa: E731
-        return Link([node], geometry, size, made, "scale", numbers=0)
+    def factor(self, node: fx.Node, value: Tensor, shift: Tensor | None = None, **how) -> Link:
+        """A constant factor on every channel, (C,), and a shift."""
+        size = () if how.get("last_axis") else self.spatial(node)
+        geometry = affine.scale_geometry(len(value), len(size), "none" if shift is None else "channel")
+        return Link([node], geometry, size, partial(affine.scale, value, shift, len(size)), "scale", **how)
+
+    def constant(self, node: fx.Node, operand: object) -> tuple[Tensor, dict] | None:
+        """What a constant operand is to each channel of the other, (C,) in float64, and what `Link` is to be told
+        of it; None where it is no constant.
+
+        Raises:
+            CannotMerge: it differs by position, or is a parameter that something else uses.
+        """
+        if isinstance(operand, numbers.Real):
+            return torch.full(self.known[node][1:2], float(operand), dtype=torch.float64), {"numbers": 0}
+        if not reads_nothing(operand):
+            return None
+        value, (*_, held) = value_of(self.traced, operand), read_by(operand)
+        told = by_channel(value, self.known[node]) if self.known[node] == self.known[input_of(node)] else None
+        if told is None or value.is_complex():
+            raise CannotMerge("a constant that isn't a number for each channel")
+        learnt = isinstance(attribute(self.traced, held.target), nn.Parameter)
+        if learnt and (reason := self.shared.get(f"the attribute {held.target}")):
+            raise CannotMerge(reason)
+        return affine.wide(told[0]), {"numbers": value.numel() if learnt else 0, "last_axis": told[1]}
 
     # --- views -----------------------------------------------------------------------------------
 
@@ -298,7 +319,10 @@ _NEARLY = (
 )  # fmt: skip
 """Neither activations nor layers that can be merged: what stands between two runs."""
 
-_MODULES_BY_NAME = {"FastAdaptiveAvgPool": Reader.global_pool}
+_MODULES_BY_NAME = {
+    "FastAdaptiveAvgPool": Reader.global_pool,
+    **dict.fromkeys(("LayerScale", "LayerScale2d"), lambda *found: _layer_scale(*found)),
+}
 _VIEWS = ("view", "reshape", "flatten")
 
 _MODULES: dict[type, Callable] = {
@@ -341,19 +365,36 @@ def _bound(node: fx.Node, *names: str, **defaults) -> dict:
 
 
 def _times(reader: Reader, node: fx.Node) -> Link | None:
-    a, b = (*node.args, *node.kwargs.values())[:2]
-    if isinstance(a, numbers.Real):
-        return None  # a number times a tensor has its tensor second: handled by `input_of` only for the first
-    return reader.factor(node, b) if isinstance(b, numbers.Real) else None
+    found = reader.constant(node, (*node.args, *node.kwargs.values())[1])
+    return found and reader.factor(node, found[0], **found[1])
 
 
 def _divided(reader: Reader, node: fx.Node) -> Link | None:
-    b = (*node.args, *node.kwargs.values())[1]
-    return reader.factor(node, 1 / b) if isinstance(b, numbers.Real) and b and not node.kwargs else None
+    found = None if node.kwargs else reader.constant(node, node.args[1])
+    if found is None or not found[0].all():  # nobody's layer divides by 0
+        return None
+    return reader.factor(node, 1 / found[0], **found[1])
+
+
+def _shifted(reader: Reader, node: fx.Node) -> Link | None:
+    """x + c and x − c; two values that are both computed are no link (but see `linl.chains.Fork`)."""
+    found = None if node.kwargs or len(node.args) != 2 else reader.constant(node, node.args[1])
+    if found is None:
+        return None
+    shift, how = found
+    return reader.factor(node, torch.ones_like(shift), -shift if node.target in DIFFERENCES else shift, **how)
 
 
 def _negated(reader: Reader, node: fx.Node) -> Link:
-    return reader.factor(node, -1.0)
+    return reader.factor(node, -torch.ones(reader.known[node][1], dtype=torch.float64), numbers=0)
+
+
+def _layer_scale(reader: Reader, node: fx.Node, module: nn.Module) -> Link | None:
+    """timm's factor for each channel, of an image or on the last axis."""
+    if module.inplace and len(input_of(node).users) > 1:
+        raise CannotMerge("an operation in place on a value that is used elsewhere too")
+    last_axis = not type(module).__name__.endswith("2d") and len(reader.known[node]) > 2
+    return reader.factor(node, module.gamma, numbers=len(module.gamma), last_axis=last_axis)
 
 
 def _pool(reader: Reader, node: fx.Node) -> Link:
@@ -409,7 +450,7 @@ def _functional_norm(reader: Reader, node: fx.Node) -> Link:
 _FUNCTIONS: dict = {
     operator.mul: _times, torch.mul: _times, "mul": _times, "mul_": _times, operator.imul: _times,
     operator.truediv: _divided, torch.div: _divided, "div": _divided, "div_": _divided,
-    operator.itruediv: _divided,
+    operator.itruediv: _divided, **dict.fromkeys(SUMS, _shifted),
     operator.neg: _negated, torch.neg: _negated, "neg": _negated,
     F.avg_pool1d: _pool, F.avg_pool2d: _pool, F.avg_pool3d: _pool,
     F.adaptive_avg_pool1d: lambda reader, node: reader.adaptive_pool(node),

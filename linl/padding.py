@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from linl.affine import Padding
 from linl.chains import Fork, find
+from linl.constants import reads_nothing
 from linl.folding import joined, prepared, refuse_units
 from linl.graph import free_name, trace
 from linl.operations import Link
@@ -174,7 +175,8 @@ class _Edit:
         if not _any(padding):
             return
         node = self.nodes[name]
-        place = place if isinstance(node.args[place], fx.Node) else 1  # 2 * x
+        if not isinstance(node.args[place], fx.Node) or reads_nothing(node.args[place]):
+            place = 1  # 2 * x
         own = free_name(self.traced, f"{node.target if node.op == 'call_module' else name}_pad")
         self.traced.add_submodule(own, pad_module(padding).train(self.traced.training))
         with self.traced.graph.inserting_before(node):

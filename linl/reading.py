@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from linl import affine
 from linl.affine import Affine, CannotMerge
 from linl.calls import DIFFERENCES, SUMS, works_in_place
+from linl.constants import reads_nothing, value_of
 from linl.files import first_line
-from linl.graph import attribute, clone, input_of, shapes, trace
+from linl.graph import clone, input_of, shapes, trace
 from linl.masks import refuse_masks
 from linl.merge import merge
 from linl.operations import Reader
@@ -123,7 +124,7 @@ class _Reading:
         for node in traced.graph.nodes:
             if node.op == "output":
                 output = node.args[0]
-            elif node.op != "get_attr":
+            elif not reads_nothing(node):
                 self._take(node)
         if not isinstance(output, fx.Node):
             raise NoBoundRule(f"the network gives {type(output).__name__}, not one tensor")
@@ -225,7 +226,7 @@ class _Reading:
         signs = [1, -factor if node.target in DIFFERENCES else factor]
         if node.target is torch.rsub:
             signs = [-factor, 1]
-        moves = [isinstance(part, fx.Node) and part.op != "get_attr" for part in (a, b)]
+        moves = [isinstance(part, fx.Node) and not reads_nothing(part) for part in (a, b)]
         if not any(moves) or any(
             moving and part not in self.values for moving, part in zip(moves, (a, b), strict=True)
         ):
@@ -245,7 +246,7 @@ class _Reading:
 
     def _constant(self, node: fx.Node, moving: fx.Node, fixed: fx.Node | float) -> Tensor:
         """What is added to a value, in its shape."""
-        value = attribute(self.traced, fixed.target) if isinstance(fixed, fx.Node) else torch.tensor(float(fixed))
+        value = value_of(self.traced, fixed) if isinstance(fixed, fx.Node) else torch.tensor(float(fixed))
         if self.known[moving] != self.known[node]:
             raise NoBoundRule("no bound is known for an addition that spreads a value over more positions")
         constant = affine.wide(value.detach()).cpu()

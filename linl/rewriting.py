@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, fx, nn
 from linl import affine
 from linl.affine import Affine, Geometry, Size
 from linl.chains import Fork
+from linl.constants import read_by, reads_nothing
 from linl.graph import free_name, input_of, is_norm_act
 from linl.obstacles import shared_names
 from linl.operations import Link
@@ -42,7 +44,7 @@ def open_(traced: fx.GraphModule, known: dict[fx.Node, torch.Size]) -> None:
         if _is_nothing(traced, node) or _moves_nothing(traced, node, known):
             node.replace_all_uses_with(input_of(node))
             traced.graph.erase_node(node)
-        elif node.target in (operator.mul, torch.mul, operator.add) and _number_first(node):
+        elif node.target in (operator.mul, torch.mul, operator.add, torch.add) and _constant_first(node):
             node.args = (node.args[1], node.args[0])
     _plain_views(traced, known)
     shared = shared_names(traced)
@@ -82,8 +84,10 @@ def _moves_nothing(traced: fx.GraphModule, node: fx.Node, known: dict[fx.Node, t
     return known.get(node) == known[source]
 
 
-def _number_first(node: fx.Node) -> bool:
-    return len(node.args) == 2 and isinstance(node.args[0], int | float) and isinstance(node.args[1], fx.Node)
+def _constant_first(node: fx.Node) -> bool:
+    if len(node.args) != 2 or node.kwargs or not isinstance(node.args[1], fx.Node) or reads_nothing(node.args[1]):
+        return False
+    return isinstance(node.args[0], int | float) or reads_nothing(node.args[0])
 
 
 def _plain_views(traced: fx.GraphModule, known: dict[fx.Node, torch.Size]) -> None:
@@ -368,9 +372,10 @@ def part(traced: fx.GraphModule, links: list[Link | Fork]) -> fx.GraphModule:
     inside = {node for link in links for node in link.nodes}
     for node in traced.graph.nodes:
         if node in inside:
-            for read in node.all_input_nodes:
-                if read.op == "get_attr" and read not in mapping:
-                    mapping[read] = graph.node_copy(read)
+            constants = (reversed(list(read_by(read))) for read in node.all_input_nodes if reads_nothing(read))
+            for read in itertools.chain.from_iterable(constants):
+                if read not in mapping:
+                    mapping[read] = graph.node_copy(read, lambda n: mapping[n])
             mapping[node] = graph.node_copy(node, lambda n: mapping[n])
     graph.output(mapping[links[-1].end])
     return fx.GraphModule(traced, graph)

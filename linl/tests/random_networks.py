@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from linl.tests.random_pieces import (
     ADAPTIVES,
+    CONSTANTS,
     CONVS,
     FACTORS,
     FLATTENINGS,
@@ -38,6 +39,7 @@ from linl.tests.random_pieces import (
     TRAPS,
     ZEROS,
     Call,
+    Constant,
     D,
     Network,
     Pad,
@@ -141,7 +143,13 @@ class _Builder:
     def kinds(self, x: Tensor, nesting: int, linear: bool) -> dict[Callable, float]:
         """What may come next, with weights."""
         image = x.ndim > 2
-        found = {self.norm: 2, self.factor: 1, self.nothing: 1, self.residual: 2.5 if nesting else 0}
+        found = {
+            self.norm: 2,
+            self.factor: 1,
+            self.constant: 1.5,
+            self.nothing: 1,
+            self.residual: 2.5 if nesting else 0,
+        }
         found |= {self.conv: 6, self.pool: 1.5, self.pad: 1, self.slices: 0.5} if image else {self.dense: 5}
         found |= {self.adaptive: 0.4} if image and not linear else {}
         if not linear:
@@ -194,6 +202,16 @@ class _Builder:
     def factor(self, x: Tensor) -> Piece:
         self.come = max(self.come, POINTWISE)
         return Piece(Call(*self.rng.choice(list(FACTORS.items()))))
+
+    def constant(self, x: Tensor) -> Piece:
+        """A number, or one for each channel, that is added, multiplied and the like."""
+        self.come = max(self.come, POINTWISE)
+        channels, ones = x.shape[1], (1,) * (x.ndim - 2)
+        shapes = [(), (1,), (channels, *ones), (1, channels, *ones)]
+        if self.wild:  # by position: no layer does that; or on the last axis, where tokens have theirs
+            shapes += [x.shape[1:], (x.shape[-1],), (1, *x.shape[2:])]
+        how, held = self.rng.choice(list(CONSTANTS)), self.rng.choice(("parameter", "buffer", "number"))
+        return Piece(Constant(how, held, self.rng.choice(shapes)))
 
     def nothing(self, x: Tensor) -> Piece:
         return Piece(self.rng.choice((nn.Identity(), nn.Dropout(0.2))))
@@ -295,12 +313,12 @@ class _Builder:
                     row.append(self.residual(value, nesting, not bent, 1, value.shape[1]))
                     value = run(row[-1:], value)
         if row and self.chance(0.5):
-            row.append(self.rng.choice((self.norm, self.factor, self.nothing))(run(row, x)))
+            row.append(self.rng.choice((self.norm, self.factor, self.constant, self.nothing))(run(row, x)))
         return row
 
     def link(self, x: Tensor, outputs: int, stride: int) -> list[Piece]:
         """A convolution or a dense layer, perhaps with something small before it."""
-        row = [self.rng.choice((self.norm, self.factor, self.nothing))(x)] if self.chance(0.3) else []
+        row = [self.rng.choice((self.norm, self.factor, self.constant, self.nothing))(x)] if self.chance(0.3) else []
         return row + (self.conv(x, outputs, stride) if x.ndim > 2 else [self.dense(x, outputs)])
 
     def fit(self, rows: list[list[Piece]], x: Tensor) -> None:

@@ -39,6 +39,33 @@ class Call(nn.Module):
         return f"«{self.text}»"
 
 
+CONSTANTS = {
+    "x + c": lambda x, c: x + c, "x - c": lambda x, c: x - c, "x * c": lambda x, c: x * c, "x / c": lambda x, c: x / c,
+    "c + x": lambda x, c: c + x, "c * x": lambda x, c: c * x, "torch.add(x, c)": torch.add,
+    "x.mul(c)": lambda x, c: x.mul(c), "(x - c) / c": lambda x, c: (x - c) / c,
+}  # fmt: skip
+
+
+class Constant(nn.Module):
+    """A number or a tensor of its own (`held`: "buffer", "parameter") meets what goes through, as in CONSTANTS."""
+
+    def __init__(self, how: str, held: str, shape: tuple[int, ...]):
+        super().__init__()
+        self.how, value = how, torch.rand(shape, dtype=D) + 0.5
+        if held == "number":
+            self.c = value.mean().item()
+        elif held == "buffer":
+            self.register_buffer("c", value)
+        else:
+            self.c = nn.Parameter(value)
+
+    def forward(self, x):
+        return CONSTANTS[self.how](x, self.c)
+
+    def extra_repr(self):
+        return f"{self.how}, c {getattr(self.c, 'shape', self.c)}"
+
+
 class Pad(nn.Module):
     """`F.pad` with zeros."""
 

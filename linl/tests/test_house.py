@@ -28,6 +28,7 @@ ORDER = [
     "masks",
     "units",
     "cost",
+    "constants",
     "obstacles",
     "operations",
     "chains",
