@@ -19,30 +19,42 @@ struct VectorOf {
 template <class T>
 using Vector = typename VectorOf<T>::type;
 
+// A kind reads and writes 2 · kLanes elements, as two vectors: which element is in which lane is its own affair.
+
 template <class T>
 struct Plain {  // stored as it is computed
   using Stored = T;
   using Wide = T;
-  static Vector<T> read(const T* p) {
-    Vector<T> v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
+  static void read(const T* p, Vector<T>& first, Vector<T>& second) {
+    std::memcpy(&first, p, sizeof first);
+    std::memcpy(&second, p + kLanes, sizeof second);
   }
-  static void write(T* p, Vector<T> v) { std::memcpy(p, &v, sizeof v); }
+  static void write(T* p, Vector<T> first, Vector<T> second) {
+    std::memcpy(p, &first, sizeof first);
+    std::memcpy(p + kLanes, &second, sizeof second);
+  }
 };
 
-struct BFloat16 {  // the upper half of a float
+struct BFloat16 {  // the upper half of a float; of two that are neighbours one is already where a float has it
   using Stored = uint16_t;
   using Wide = float;
   using Bits = Vector<uint32_t>;
-  static Vector<float> read(const uint16_t* p) {
-    return (Vector<float>)(__builtin_convertvector(Plain<uint16_t>::read(p), Bits) << 16);
+  static constexpr uint32_t kUpper = 0xFFFF0000u;
+  static void read(const uint16_t* p, Vector<float>& first, Vector<float>& second) {
+    Bits both;
+    std::memcpy(&both, p, sizeof both);
+    first = (Vector<float>)(both << 16);
+    second = (Vector<float>)(both & kUpper);
   }
   // To the nearest, ties to even. NaN stays NaN without being asked for: here it comes from a bfloat16 or from `all`, so
   // its lower half is 0 and what rounding adds can't carry into the exponent.
-  static void write(uint16_t* p, Vector<float> v) {
-    const Bits bits = (Bits)v, rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-    Plain<uint16_t>::write(p, __builtin_convertvector(rounded, Vector<uint16_t>));
+  static Bits rounded(Vector<float> v) {
+    const Bits bits = (Bits)v;
+    return bits + 0x7FFFu + ((bits >> 16) & 1u);
+  }
+  static void write(uint16_t* p, Vector<float> first, Vector<float> second) {
+    const Bits both = (rounded(first) >> 16) | (rounded(second) & kUpper);
+    std::memcpy(p, &both, sizeof both);
   }
 };
 
@@ -51,49 +63,52 @@ struct Kernels {
   using T = typename Kind::Stored;
   using W = typename Kind::Wide;
   using V = Vector<W>;
+  static constexpr int64_t kStep = 2 * kLanes;
 
   static V all(double value) { return V{} + W(value == value ? value : __builtin_nan("")); }
 
-  static void forward_lanes(const T* x, T* y, V a, V b) {
-    const V v = Kind::read(x);
-    Kind::write(y, v * (v > 0 ? a : b));
+  static void forward_step(const T* x, T* y, V a, V b) {
+    V v, w;
+    Kind::read(x, v, w);
+    Kind::write(y, v * (v > 0 ? a : b), w * (w > 0 ? a : b));
   }
-  static V backward_lanes(const T* g, const T* s, T* dx, V a, V b, V up, V down) {
-    const V v = Kind::read(s), d = Kind::read(g);
-    Kind::write(dx, d * (v > 0 ? a : b));
-    return d * v * (v > 0 ? up : down);
+  // Two sums, so that an addition needn't wait for the one before it.
+  static void backward_step(const T* g, const T* s, T* dx, V a, V b, V up, V down, V& sum, V& other) {
+    V v, w, d, e;
+    Kind::read(s, v, w);
+    Kind::read(g, d, e);
+    Kind::write(dx, d * (v > 0 ? a : b), e * (w > 0 ? a : b));
+    sum += d * v * (v > 0 ? up : down);
+    other += e * w * (w > 0 ? up : down);
   }
 
   static void forward_block(const T* x, T* y, int64_t n, const double* k) {
     const V a = all(k[0]), b = all(k[1]);
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) forward_lanes(x + i, y + i, a, b);
-    if (i < n) {  // fewer than a vector: padded with zeros
-      T from[kLanes] = {}, to[kLanes];
+    for (; i + kStep <= n; i += kStep) forward_step(x + i, y + i, a, b);
+    if (i < n) {  // fewer than a step: padded with zeros
+      T from[kStep] = {}, to[kStep];
       std::memcpy(from, x + i, (n - i) * sizeof(T));
-      forward_lanes(from, to, a, b);
+      forward_step(from, to, a, b);
       std::memcpy(y + i, to, (n - i) * sizeof(T));
     }
   }
   static double backward_block(const T* g, const T* s, T* dx, int64_t n, const double* k) {
     const V a = all(k[0]), b = all(k[1]), up = all(k[2]), down = all(k[3]);
-    V even{}, odd{};  // two sums, so that an addition needn't wait for the one before it
+    V sum{}, other{};
     int64_t i = 0;
-    for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-      even += backward_lanes(g + i, s + i, dx + i, a, b, up, down);
-      odd += backward_lanes(g + i + kLanes, s + i + kLanes, dx + i + kLanes, a, b, up, down);
-    }
-    for (; i < n; i += kLanes) {
-      const size_t bytes = (n - i < kLanes ? n - i : kLanes) * sizeof(T);
-      T gs[kLanes] = {}, ss[kLanes] = {}, to[kLanes];
+    for (; i + kStep <= n; i += kStep) backward_step(g + i, s + i, dx + i, a, b, up, down, sum, other);
+    if (i < n) {
+      const size_t bytes = (n - i) * sizeof(T);
+      T gs[kStep] = {}, ss[kStep] = {}, to[kStep];
       std::memcpy(gs, g + i, bytes);
       std::memcpy(ss, s + i, bytes);
-      even += backward_lanes(gs, ss, to, a, b, up, down);
+      backward_step(gs, ss, to, a, b, up, down, sum, other);
       std::memcpy(dx + i, to, bytes);
     }
-    even += odd;
+    sum += other;
     W total = 0;
-    for (int lane = 0; lane < kLanes; ++lane) total += even[lane];
+    for (int lane = 0; lane < kLanes; ++lane) total += sum[lane];
     return total;
   }
 
