@@ -56,6 +56,8 @@ def two_slope(
     """The two-slope activation, by the fastest path that this call allows. Arguments as in `formula`."""
     if not _plain(x) or not _plain(theta) or _transforming():
         return formula(x, theta, positive, negative)
+    if fused and _goes_native(x, theta):
+        return _Native.apply(x, theta, positive, negative)
     return _TwoSlope.apply(x, theta, positive, negative, fused)
 
 
@@ -79,7 +81,47 @@ def _slopes(theta, positive, negative):
     return positive[0] + positive[1] * theta, negative[0] + negative[1] * theta
 
 
+# The layer that follows saves y anyway, so saving y for the backward pass costs no memory, as with nn.ReLU; x is then
+# y / slope.
+
+
+class _Native(torch.autograd.Function):
+    """By compiled code, with as little Python as can be: a pass over a large tensor puts all else out of the cache, and
+    every line of it is fetched from memory again."""
+
+    @staticmethod
+    def forward(ctx, x, theta, positive, negative):
+        a, b = _slopes(theta.item(), positive, negative)
+        y = native.kernels().forward(x, a, b)
+        ctx.args, ctx.from_output = (positive, negative), a >= MIN_SLOPE and b >= MIN_SLOPE
+        if ctx.from_output:
+            ctx.numbers = a, b, positive[1] / a, negative[1] / b
+            ctx.save_for_backward(y, theta)
+        else:
+            ctx.numbers = a, b, positive[1], negative[1]
+            ctx.save_for_backward(x, theta)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        saved, theta = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *_differentiable_backward(ctx, g, saved, theta), None, None
+        if g.dtype != saved.dtype:
+            dx, dtheta = _backward(g, saved.detach(), theta.detach(), *ctx.args, ctx.from_output)
+            return dx, dtheta.to(theta.dtype), None, None
+        dx, total = native.kernels().backward(g, saved, *ctx.numbers)
+        return dx, torch.tensor(total, dtype=theta.dtype), None, None
+
+
+def _goes_native(x: Tensor, theta: Tensor) -> bool:
+    """Whether compiled code takes it: on the CPU, dense, one θ for all of it."""
+    return x.is_cpu and theta.ndim == 0 and x.dtype in native.DTYPES and _dense(x) and native.kernels() is not None
+
+
 class _TwoSlope(torch.autograd.Function):
+    """By torch's own operations, compiled or eager."""
+
     @staticmethod
     def forward(ctx, x, theta, positive, negative, fused):
         plain = x.is_cpu and theta.ndim == 0  # plain numbers: no small tensors on the way
@@ -87,12 +129,8 @@ class _TwoSlope(torch.autograd.Function):
         lowest, highest = _ends(numbers) if x.is_cpu else (0.0, 0.0)  # reading them would stall an accelerator's queue
         ctx.args, ctx.numbers = (positive, negative), numbers if plain else None
         ctx.path = _path(x, plain, highest, fused)
-        # The layer that follows saves y anyway, so saving y costs no memory, as with nn.ReLU;
-        # x is then y / slope.
         ctx.from_output = lowest >= MIN_SLOPE
-        if ctx.path == "native":
-            y = native.kernels().forward(x, *numbers)
-        elif ctx.path == "compiled":
+        if ctx.path == "compiled":
             y = _fused("forward")(x, _packed(theta, *numbers))
         elif ctx.path == "blocks":
             y = _forward_blocks(x, *numbers)
@@ -108,13 +146,9 @@ class _TwoSlope(torch.autograd.Function):
             return *_differentiable_backward(ctx, g, saved, theta), None, None, None
         args = (*ctx.args, ctx.from_output)
         saved, theta = saved.detach(), theta.detach()
-        if ctx.path in ("native", "compiled"):
+        if ctx.path == "compiled":
             slopes = ctx.numbers or _slopes(theta, *ctx.args)
             bends = [d / s if ctx.from_output else d for (_, d), s in zip(ctx.args, slopes, strict=True)]
-        if ctx.path == "native" and g.dtype == saved.dtype:
-            dx, total = native.kernels().backward(g, saved, *slopes, *bends)
-            dtheta = torch.tensor(total, dtype=theta.dtype)
-        elif ctx.path == "compiled":
             dx, dtheta = _fused("backward")(g, saved, _packed(theta, *slopes, *bends))
         elif ctx.path == "blocks" and g.dtype == saved.dtype:
             dx, dtheta = _backward_blocks(g, saved, theta, *args)
@@ -124,9 +158,7 @@ class _TwoSlope(torch.autograd.Function):
 
 
 def _path(x: Tensor, plain: bool, highest: float, fused: bool) -> str:
-    """Which code works on x: "native", "compiled", "blocks" or the "formula"."""
-    if fused and plain and x.dtype in native.DTYPES and _dense(x) and native.kernels():
-        return "native"
+    """Which code works on x: "compiled", "blocks" or the "formula"."""
     if fused and _can_fuse(x.device.type):
         return "compiled"
     return "blocks" if plain and highest > 0 and _dense(x) else "formula"

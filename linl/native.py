@@ -32,15 +32,16 @@ class Kernels:
         self._forward, self._backward = {}, {}
         for dtype, name in DTYPES.items():
             forward, backward = library[f"forward_{name}"], library[f"backward_{name}"]
-            forward.argtypes, forward.restype = [pointer, pointer, size, pointer, integer], None
-            backward.argtypes, backward.restype = [pointer, pointer, pointer, size, pointer, integer], ctypes.c_double
+            slope = ctypes.c_double
+            forward.argtypes, forward.restype = [pointer] * 2 + [size] + [slope] * 2 + [integer], None
+            backward.argtypes, backward.restype = [pointer] * 3 + [size] + [slope] * 4 + [integer], slope
             self._forward[dtype], self._backward[dtype] = forward, backward
 
     def forward(self, x: Tensor, positive: float, negative: float) -> Tensor:
         """x times its side's slope; same shape, strides and dtype."""
         y = torch.empty_like(x)
-        numbers = (ctypes.c_double * 2)(positive, negative)
-        self._forward[x.dtype](x.data_ptr(), y.data_ptr(), x.numel(), numbers, _threads(x))
+        n = x.numel()
+        self._forward[x.dtype](x.data_ptr(), y.data_ptr(), n, positive, negative, _threads(n))
         return y
 
     def backward(self, g: Tensor, saved: Tensor, *numbers: float) -> tuple[Tensor, float]:
@@ -53,15 +54,13 @@ class Kernels:
         """
         if g.stride() != saved.stride():
             g = torch.empty_like(saved).copy_(g)
-        dx = torch.empty_like(saved)
-        total = self._backward[saved.dtype](
-            g.data_ptr(), saved.data_ptr(), dx.data_ptr(), g.numel(), (ctypes.c_double * 4)(*numbers), _threads(saved)
-        )
-        return dx, total
+        dx, n = torch.empty_like(saved), saved.numel()
+        where = g.data_ptr(), saved.data_ptr(), dx.data_ptr()
+        return dx, self._backward[saved.dtype](*where, n, *numbers, _threads(n))
 
 
-def _threads(x: Tensor) -> int:
-    return torch.get_num_threads() if x.numel() > GRAIN else 1
+def _threads(n: int) -> int:
+    return torch.get_num_threads() if n > GRAIN else 1
 
 
 @functools.cache

@@ -58,6 +58,10 @@ struct BFloat16 {  // the upper half of a float; of two that are neighbours one 
   }
 };
 
+struct Slopes {  // of the function, and in the backward pass of what is summed for the parameter
+  double a, b, up, down;
+};
+
 template <class Kind>
 struct Kernels {
   using T = typename Kind::Stored;
@@ -82,8 +86,8 @@ struct Kernels {
     other += e * w * (w > 0 ? up : down);
   }
 
-  static void forward_block(const T* x, T* y, int64_t n, const double* k) {
-    const V a = all(k[0]), b = all(k[1]);
+  static void forward_block(const T* x, T* y, int64_t n, Slopes k) {
+    const V a = all(k.a), b = all(k.b);
     int64_t i = 0;
     for (; i + kStep <= n; i += kStep) forward_step(x + i, y + i, a, b);
     if (i < n) {  // fewer than a step: padded with zeros
@@ -93,8 +97,8 @@ struct Kernels {
       std::memcpy(y + i, to, (n - i) * sizeof(T));
     }
   }
-  static double backward_block(const T* g, const T* s, T* dx, int64_t n, const double* k) {
-    const V a = all(k[0]), b = all(k[1]), up = all(k[2]), down = all(k[3]);
+  static double backward_block(const T* g, const T* s, T* dx, int64_t n, Slopes k) {
+    const V a = all(k.a), b = all(k.b), up = all(k.up), down = all(k.down);
     V sum{}, other{};
     int64_t i = 0;
     for (; i + kStep <= n; i += kStep) backward_step(g + i, s + i, dx + i, a, b, up, down, sum, other);
@@ -114,11 +118,11 @@ struct Kernels {
 
   static int64_t left(int64_t n, int64_t i) { return n - i < kBlock ? n - i : kBlock; }
 
-  static void forward(const T* x, T* y, int64_t n, const double* k, int threads) {
+  static void forward(const T* x, T* y, int64_t n, Slopes k, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < n; i += kBlock) forward_block(x + i, y + i, left(n, i), k);
   }
-  static double backward(const T* g, const T* s, T* dx, int64_t n, const double* k, int threads) {
+  static double backward(const T* g, const T* s, T* dx, int64_t n, Slopes k, int threads) {
     double total = 0;
 #pragma omp parallel for schedule(static) reduction(+ : total) num_threads(threads)
     for (int64_t i = 0; i < n; i += kBlock) total += backward_block(g + i, s + i, dx + i, left(n, i), k);
@@ -128,14 +132,15 @@ struct Kernels {
 
 }  // namespace
 
-#define LINL_KERNELS(NAME, KIND)                                                                                    \
-  extern "C" void forward_##NAME(const void* x, void* y, int64_t n, const double* k, int threads) {                \
-    using K = Kernels<KIND>;                                                                                       \
-    K::forward((const K::T*)x, (K::T*)y, n, k, threads);                                                           \
-  }                                                                                                                \
-  extern "C" double backward_##NAME(const void* g, const void* s, void* dx, int64_t n, const double* k, int threads) { \
-    using K = Kernels<KIND>;                                                                                       \
-    return K::backward((const K::T*)g, (const K::T*)s, (K::T*)dx, n, k, threads);                                  \
+#define LINL_KERNELS(NAME, KIND)                                                                              \
+  extern "C" void forward_##NAME(const void* x, void* y, int64_t n, double a, double b, int threads) {       \
+    using K = Kernels<KIND>;                                                                                 \
+    K::forward((const K::T*)x, (K::T*)y, n, {a, b, 0, 0}, threads);                                          \
+  }                                                                                                          \
+  extern "C" double backward_##NAME(const void* g, const void* s, void* dx, int64_t n, double a, double b,   \
+                                    double up, double down, int threads) {                                   \
+    using K = Kernels<KIND>;                                                                                 \
+    return K::backward((const K::T*)g, (const K::T*)s, (K::T*)dx, n, {a, b, up, down}, threads);             \
   }
 
 LINL_KERNELS(float32, Plain<float>)

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.skipif(native.kernels() is None, reason=native.why_not(
 
 def used(monkeypatch):
     """Notes which path each call took."""
-    seen = []
-    path = kernels._path
+    seen, native_takes, path = [], kernels._goes_native, kernels._path
+    monkeypatch.setattr(kernels, "_goes_native", lambda *args: native_takes(*args) and not seen.append("native"))
     monkeypatch.setattr(kernels, "_path", lambda *args: seen.append(path(*args)) or seen[-1])
     return seen
 
@@ -51,8 +51,8 @@ def test_every_length(n):
     y = made.forward(x, 0.75, 0.5)
     assert torch.equal(y, x * torch.where(x > 0, 0.75, 0.5))
     dx = around[32 : 32 + n]
-    slopes = torch.tensor([0.75, 0.5, 1.0, 2.0], dtype=torch.float64)
-    total = made._backward[torch.float64](g.data_ptr(), x.data_ptr(), dx.data_ptr(), n, slopes.data_ptr(), 2)
+    where = g.data_ptr(), x.data_ptr(), dx.data_ptr()
+    total = made._backward[torch.float64](*where, n, 0.75, 0.5, 1.0, 2.0, 2)
     assert torch.equal(dx, g * torch.where(x > 0, 0.75, 0.5))
     assert total == pytest.approx((g * x * torch.where(x > 0, 1, 2)).sum().item(), rel=1e-12, abs=1e-12)
     assert (around[:32] == 7).all() and (around[32 + n :] == 7).all()
