@@ -436,8 +436,8 @@ def study(done: pd.DataFrame) -> list[dict]:
         return [row(*what)]
     by = pd.DataFrame([{one["step"]: one["seconds"] for one in steps} for steps in runs["steps"]])
     *first, again = by.columns
-    told = ", ".join(f"{step} {spread(by[step], 0)}" for step in first)
-    told = f"{spread(by[first].sum(axis=1), 0)} s ({told}); started again {spread(by[again], 0)} s"
+    told = ", ".join(f"{step} {spread(by[step], 1)}" for step in first)
+    told = f"{spread(by[first].sum(axis=1), 1)} s ({told}); started again {spread(by[again], 1)} s"
     return [row(*what, told, reached="stated", done=runs)]
 
 

@@ -389,8 +389,8 @@ def test_what_a_study_takes_is_stated():
 
     run = {**RUN, "asked": "quick", "environment": True, "steps": steps(1.0, 60.0, 300.0, 9.0)}
     (row,) = targets.study(again(run, steps=steps(1.0, 70.0, 310.0, 8.0)))
-    parts = "clone 1, environment 60 to 70, study (quick) 300 to 310"
-    assert row["measured"] == f"361 to 381 s ({parts}); started again 8 to 9 s"
+    parts = "clone 1.0, environment 60.0 to 70.0, study (quick) 300.0 to 310.0"
+    assert row["measured"] == f"361.0 to 381.0 s ({parts}); started again 8.0 to 9.0 s"
     assert row["reached"] == "stated" and row["runs"] == 2
     for other in ({"environment": False}, {"asked": "tiny"}):
         assert [row["reached"] for row in targets.study(pd.DataFrame([run | other]))] == ["not run"], "another question"
