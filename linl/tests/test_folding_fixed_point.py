@@ -15,7 +15,6 @@ from linl.tests.test_folding import same, shaken
 from linl.whole import pulled
 
 D = torch.float64
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 
 
 class Skip(nn.Module):

@@ -40,8 +40,6 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 PADS = (Pad, *ZEROS.values())
 POSITIONAL = (nn.Conv1d, nn.Conv2d, nn.AvgPool1d, nn.AvgPool2d, Pool, *PADS)
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
-
 
 # --- measured here, not by linl ------------------------------------------------------------------------
 
