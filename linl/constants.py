@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from linl.calls import IN_PLACE, works_in_place
 from linl.graph import attribute, input_of
 
 _VIEWS = frozenset(
@@ -47,6 +48,16 @@ def value_of(traced: nn.Module, node: fx.Node) -> Tensor:
         else:
             value = view.target(value, *view.args[1:], **{k: v for k, v in view.kwargs.items() if k != "input"})
     return value
+
+
+def written(graph: fx.Graph) -> set[str]:
+    """Attributes that a call changes in place: what they hold depends on when they are read."""
+    found = set()
+    for node in graph.nodes:
+        in_place = node.target in IN_PLACE or works_in_place(None, node)
+        if node.op.startswith("call") and in_place and reads_nothing(input_of(node)):
+            found.add([*read_by(input_of(node))][-1].target)
+    return found
 
 
 def by_channel(value: Tensor, shape: Sequence[int]) -> tuple[Tensor, bool] | None:

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from linl import affine
 from linl.affine import Affine, CannotMerge, Geometry, Padding, Size
 from linl.calls import DIFFERENCES, SUMS
-from linl.constants import by_channel, read_by, reads_nothing, value_of
+from linl.constants import by_channel, read_by, reads_nothing, value_of, written
 from linl.graph import attribute, input_of, is_norm_act
 from linl.obstacles import is_hooked, is_plain_conv, norm_trouble, refuse_aliases, shared_names
 
@@ -79,7 +79,7 @@ class Reader:
     def __init__(self, traced: fx.GraphModule, known: dict[fx.Node, torch.Size]) -> None:
         self.traced, self.known = traced, known
         self.modules = dict(traced.named_modules())
-        self.shared = shared_names(traced)
+        self.shared, self.written = shared_names(traced), written(traced.graph)
 
     def link(self, node: fx.Node) -> Link | None:
         """The layer that a call is."""
@@ -247,7 +247,7 @@ class Reader:
         of it; None where it is no constant.
 
         Raises:
-            CannotMerge: it differs by position, or is a parameter that something else uses.
+            CannotMerge: it differs by position, the network changes it, or it is a parameter that something else uses.
         """
         if isinstance(operand, numbers.Real):
             return torch.full(self.known[node][1:2], float(operand), dtype=torch.float64), {"numbers": 0}
@@ -257,6 +257,8 @@ class Reader:
         told = by_channel(value, self.known[node]) if self.known[node] == self.known[input_of(node)] else None
         if told is None or value.is_complex():
             raise CannotMerge("a constant that isn't a number for each channel")
+        if held.target in self.written:
+            raise CannotMerge("a constant that the network changes")
         learnt = isinstance(attribute(self.traced, held.target), nn.Parameter)
         if learnt and (reason := self.shared.get(f"the attribute {held.target}")):
             raise CannotMerge(reason)

@@ -177,6 +177,22 @@ def test_a_tensor_that_something_else_reads_stays_for_it():
     same(net, small, x)
 
 
+def test_what_the_network_changes_is_no_constant():
+    torch.manual_seed(0)
+
+    class Sets(Meets):
+        def forward(self, x):
+            self.seen.view(-1).fill_(2.0)
+            return self.b(self.a(x) + self.seen)
+
+    net, x = Sets(None, torch.zeros(())).double().eval(), torch.randn(2, 3, 5, 5, dtype=D)
+    net.register_buffer("seen", torch.zeros(4, 1, 1, dtype=D))
+    assert constants.written(trace(net).graph) == {"seen"}
+    small = linl.fold(net, x, objective="depth")
+    assert linl.cost.depth(small) == 2
+    same(net, small, x)
+
+
 def test_padding_moves_past_a_constant_that_is_named_first():
     torch.manual_seed(0)
     net = Meets(lambda x, c: c + x, torch.rand(4, 1, 1))
