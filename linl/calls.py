@@ -21,6 +21,11 @@ def works_in_place(module: nn.Module | None, node: fx.Node) -> bool:
     return bool(getattr(module, "inplace", False)) or (node.op != "call_module" and name.endswith("_"))
 
 
+def changes_its_input(node: fx.Node, module: nn.Module | None = None) -> bool:
+    """Whether a call, of a module or not, writes its value over what it reads, `+=` among them."""
+    return node.target in IN_PLACE or works_in_place(module, node)
+
+
 _PAIR = ("input", "other")
 _ARGUMENTS = {
     torch.add: _PAIR, torch.sub: _PAIR, torch.subtract: _PAIR, torch.mul: _PAIR, torch.multiply: _PAIR,

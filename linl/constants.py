@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from linl.calls import IN_PLACE, works_in_place
-from linl.graph import attribute, input_of
+from linl.calls import changes_its_input
+from linl.graph import attribute, holder_of, input_of
 
 _VIEWS = frozenset(
     {"view", "reshape", "unsqueeze", "flatten", torch.reshape, torch.unsqueeze, torch.flatten, operator.getitem}
@@ -54,8 +54,7 @@ def written(graph: fx.Graph) -> set[str]:
     """Attributes that a call changes in place: what they hold depends on when they are read."""
     found = set()
     for node in graph.nodes:
-        in_place = node.target in IN_PLACE or works_in_place(None, node)
-        if node.op.startswith("call") and in_place and reads_nothing(input_of(node)):
+        if node.op.startswith("call") and changes_its_input(node) and reads_nothing(input_of(node)):
             found.add([*read_by(input_of(node))][-1].target)
     return found
 
@@ -87,7 +86,6 @@ def forget_(traced: fx.GraphModule) -> None:
             traced.graph.erase_node(node)
     read = {node.target for node in traced.graph.nodes if node.op == "get_attr"}
     for target in set(unread) - read:
-        owner, _, leaf = target.rpartition(".")
-        holder = traced.get_submodule(owner) if owner else traced
+        holder, leaf = holder_of(traced, target)
         if type(holder) is nn.Module or holder is traced:  # a layer keeps what is its own
             delattr(holder, leaf)

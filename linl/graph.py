@@ -288,8 +288,13 @@ def input_of(node: fx.Node) -> Any:
 
 def attribute(traced: fx.GraphModule, target: str):
     """What a `get_attr` node reads."""
+    return getattr(*holder_of(traced, target))
+
+
+def holder_of(traced: nn.Module, target: str) -> tuple[nn.Module, str]:
+    """The module that has a name, and what it calls it: "a.b.c" is `c` of a.b."""
     owner, _, leaf = target.rpartition(".")
-    return getattr(traced.get_submodule(owner) if owner else traced, leaf)
+    return (traced.get_submodule(owner) if owner else traced), leaf
 
 
 def free_name(net: nn.Module, name: str) -> str:

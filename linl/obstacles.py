@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from linl.affine import CannotMerge
-from linl.calls import IN_PLACE, works_in_place
+from linl.calls import changes_its_input
 from linl.graph import attribute, input_of, is_norm_act
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -33,10 +33,9 @@ def norm_trouble(norm: nn.Module) -> str:
     return "" if plain or not is_norm_act(norm) else "a norm that drops blocks"
 
 
-def refuse_aliases(node: fx.Node) -> None:
+def refuse_aliases(node: fx.Node, module: nn.Module | None = None) -> None:
     """An operation in place on a value that others read too changes it for them: it must stay."""
-    in_place = node.target in IN_PLACE or works_in_place(None, node)
-    if in_place and len(getattr(input_of(node), "users", ())) > 1:
+    if changes_its_input(node, module) and len(getattr(input_of(node), "users", ())) > 1:
         raise CannotMerge("an operation in place on a value that is used elsewhere too")
 
 

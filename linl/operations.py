@@ -393,8 +393,7 @@ def _negated(reader: Reader, node: fx.Node) -> Link:
 
 def _layer_scale(reader: Reader, node: fx.Node, module: nn.Module) -> Link | None:
     """timm's factor for each channel, of an image or on the last axis."""
-    if module.inplace and len(input_of(node).users) > 1:
-        raise CannotMerge("an operation in place on a value that is used elsewhere too")
+    refuse_aliases(node, module)
     last_axis = not type(module).__name__.endswith("2d") and len(reader.known[node]) > 2
     return reader.factor(node, module.gamma, numbers=len(module.gamma), last_axis=last_axis)
 

@@ -13,7 +13,7 @@ from linl import affine
 from linl.affine import Affine, Geometry, Size
 from linl.chains import Fork
 from linl.constants import read_by, reads_nothing
-from linl.graph import free_name, input_of, is_norm_act
+from linl.graph import free_name, holder_of, input_of, is_norm_act
 from linl.obstacles import shared_names
 from linl.operations import Link
 from linl.planning import Step
@@ -171,9 +171,9 @@ def _spell_out(traced: fx.GraphModule, node: fx.Node, known: dict[fx.Node, torch
 
     def number(label: str, value: Tensor) -> fx.Node:
         held = free_name(traced, f"{name}_{label}")
-        owner, _, leaf = held.rpartition(".")
+        holder, leaf = holder_of(traced, held)
         shaped = value.view(-1, *[1] * dims) if value.ndim else value
-        (traced.get_submodule(owner) if owner else traced).register_buffer(leaf, shaped.detach().clone())
+        holder.register_buffer(leaf, shaped.detach().clone())
         return graph.get_attr(held)
 
     own, partial = free_name(traced, f"{name}_activation"), isinstance(module, FixedPartial)
@@ -345,8 +345,7 @@ def write_(traced: fx.GraphModule, step: Step, layer: Affine, like: Tensor) -> t
             value = graph.call_module(own, (value,))
     if bias_map is not None:
         held = free_name(traced, f"{name}_border")
-        owner, _, leaf = held.rpartition(".")
-        holder = traced.get_submodule(owner) if owner else traced
+        holder, leaf = holder_of(traced, held)
         holder.register_parameter(leaf, nn.Parameter(bias_map.to(device=like.device, dtype=like.dtype)))
         with graph.inserting_before(start):
             # in place: a map of another size is then an error, not a broadcast

@@ -130,6 +130,27 @@ def test_timms_layer_scale_on_images():
     same(net, small, x)
 
 
+def test_a_layer_scale_in_place_on_a_value_that_others_read_stays():
+    from timm.layers import LayerScale2d
+
+    torch.manual_seed(0)
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.scale, self.b = nn.Conv2d(3, 4, 1), LayerScale2d(4, 0.2, inplace=True), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            y = self.a(x)
+            before = y.relu().mean((2, 3), keepdim=True)
+            return self.b(self.scale(y)) + before[:, :2]
+
+    net, x = Reads().double().eval(), torch.randn(2, 3, 6, 6, dtype=D)
+    small = linl.fold(net, x, objective="depth")
+    assert linl.cost.depth(small) == 2
+    same(net, small, x)
+
+
 class Meets(nn.Module):
     """A constant between two layers, as `how` has it."""
 
