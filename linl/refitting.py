@@ -19,7 +19,7 @@ from linl.graph import clone, evaluating, trace
 from linl.padding import pad_first
 from linl.rewriting import neutral_norm
 from linl.sites import activation_sites
-from linl.units import harden, linearize
+from linl.units import PartialLinear, harden, linearize
 
 LEAST, ENOUGH = 4, 200
 """Outputs on the images for each number that is fitted to them: fewer are refused, of more a sample is taken."""
@@ -47,6 +47,7 @@ def refit(
     images: Tensor,
     *,
     norms: bool = True,
+    units: Sequence[str] = (),
     ridge: float = 1e-6,
     batch: int = 64,
 ) -> nn.Module:
@@ -66,6 +67,8 @@ def refit(
             than 200 a sample from every image.
         norms: behind each new convolution comes a BatchNorm that changes nothing in evaluation and normalizes in
             training; `fold_norms` takes it in later.
+        units: those of the blocks behind whose layer a `PartialLinear` comes, at α = 1: the identity until it is
+            trained, which may bend the network again there, for one activation instead of a block's.
         ridge: added to the regression's diagonal, relative to its mean: keeps directions that the images hardly show
             from large weights.
         batch: images at once.
@@ -78,6 +81,8 @@ def refit(
     """
     refuse_unfinished(net)
     _refuse_blocks(net, blocks)
+    if others := sorted(set(units) - set(blocks)):
+        raise ValueError(f"units = {others}: units come behind replaced blocks, {', '.join(blocks)}")
     made, rows, parts = clone(net), [], images.split(batch)
     read = _read_by(net, blocks, images[:1])
     ones = {name: _as_one(net.get_submodule(name), name, x) for name, x in read.items()}
@@ -94,9 +99,13 @@ def refit(
         bare = sums.missed(*_numbers(layer))
         _set(layer, *sums.solution(ridge))
         rows.append(told | {"missed_bare": bare, "missed": sums.missed(*_numbers(layer))})
+        behind = []
         if norms and isinstance(layer, nn.Conv2d):
-            norm = neutral_norm(*sums.of_outputs(*_numbers(layer))).to(layer.weight)
-            made.set_submodule(name, nn.Sequential(block, norm).eval())
+            behind.append(neutral_norm(*sums.of_outputs(*_numbers(layer))))
+        if name in units:
+            behind.append(PartialLinear(alpha=1.0))
+        if behind:
+            made.set_submodule(name, nn.Sequential(block, *behind).to(layer.weight).eval())
     made.refit_report = RefitReport(pd.DataFrame(rows))
     return made
 

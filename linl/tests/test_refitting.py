@@ -128,6 +128,22 @@ def test_norms_change_nothing_until_it_is_trained(images):
     assert (y.mean((0, 2, 3)) - was.mean((0, 2, 3))).abs().max() < 1e-2 and not torch.equal(y, was)
 
 
+@pytest.mark.parametrize("norms", [False, True])
+def test_units_change_nothing_until_they_are_trained(images, norms):
+    """Linear at first; a gradient reaches each, and a trained one is a fixed activation in the folded network."""
+    net = network()
+    plain, made = (linl.refit(net, ["2", "8"], images, norms=norms, units=units) for units in ([], ["8", "2"]))
+    assert linl.verify(plain, linl.harden(made), images).equal
+    (a, b) = linl.units.units_of(made).values()
+    assert a.alpha.item() == b.alpha.item() == 1 and linl.units.units_of(plain) == {}
+    made(images).square().sum().backward()
+    assert all(unit.alpha.grad.abs() > 0 for unit in (a, b))
+    a.alpha.data.fill_(1.25), b.alpha.data.fill_(0.5)
+    bent = linl.harden(made, threshold=float("inf"))
+    assert linl.verify(made, linl.fold(bent, images[:2], objective="macs"), images).equal
+    assert linl.verify(plain, bent, images).equal is False
+
+
 def test_it_can_be_tuned_nearer_still():
     """Gradients reach every replaced layer."""
     net = network().float()
@@ -168,6 +184,8 @@ def test_more_that_cannot_be_replaced(images):
     net = network()
     with pytest.raises(ValueError, match=r"2 images are 12 outputs of 5, too few for 55 weights each: give 37"):
         linl.refit(net, ["5"], images[:2, :, :5, :9])
+    with pytest.raises(ValueError, match=r"units = \['3'\]: units come behind replaced blocks, 2, 5"):
+        linl.refit(net, ["2", "5"], images, units=["5", "3"])
     with pytest.raises(ValueError, match="train mode"):
         linl.refit(net.train(), ["2"], images)
     twice = nn.Sequential(layer := nn.Conv2d(2, 2, 1), nn.ReLU(), layer).double().eval()
