@@ -169,14 +169,17 @@ def _most(data: str, published: dict[str, str], source: str, groups: list[pd.Dat
 
 
 def _minutes(hidden: str, groups: list[pd.DataFrame], minutes: float = 10) -> dict:
-    """Whether every seed's exact states took less than `minutes`."""
+    """Whether every seed's states took less than `minutes`, and none was left open."""
     claim = (f"mlp {hidden.replace(' ', '-')}: exact states", "within minutes", ABSTRACT)
     found = [g for g in groups if g.iloc[0]["hidden"] == hidden and g.iloc[0]["l1"] > 0]
     if not found:
         return row("ReLU stability", *claim)
     seconds = [took for g in found for took in g["seconds"]]
-    word = share([took < 60 * minutes for took in seconds], "networks")
+    left = [int(units) for g in found for units in g["undecided"]]
+    pairs = zip(seconds, left, strict=True)
+    word = share([took < 60 * minutes and not units for took, units in pairs], "networks")
     told = f"{min(seconds):.1f} to {max(seconds):.1f} s" if len(seconds) > 1 else f"{seconds[0]:.1f} s"
+    told += f"; {sum(left)} units undecided" if any(left) else ""
     return _row(*claim, word, told, found)
 
 

@@ -321,6 +321,8 @@ def test_whole_layers_minutes_and_autoencoders():
     )
     assert deep["mlp 800-800: exact states"]["verdict"] == "in 1 of 2 networks"
     assert deep["mlp 100-100-100-100-100: exact states"]["verdict"] == "not run"
+    left = said(stable("a", "800 800", 0.000075, seconds=100.0, undecided=2))["mlp 800-800: exact states"]
+    assert left["verdict"] == "not reproduced" and left["ours"] == "100.0 s; 2 units undecided"
     all_ = {"inactive": [100, 10, 100, 0], "active": [0] * 4, "unstable": [0, 0, 0, 784], "undecided": [0] * 4}
     some = {**all_, "inactive": [100, 10, 99, 0], "undecided": [0, 0, 1, 0]}
 
