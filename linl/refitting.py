@@ -77,7 +77,7 @@ def refit(
 
     Raises:
         ValueError: train mode or trainable units, an unknown block, one within another, one that isn't called once,
-            one that doesn't fold to one layer, or too few images.
+            one that doesn't fold to one layer, units behind what isn't replaced, or too few images.
     """
     refuse_unfinished(net)
     _refuse_blocks(net, blocks)

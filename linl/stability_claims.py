@@ -174,12 +174,11 @@ def _minutes(hidden: str, groups: list[pd.DataFrame], minutes: float = 10) -> di
     found = [g for g in groups if g.iloc[0]["hidden"] == hidden and g.iloc[0]["l1"] > 0]
     if not found:
         return row("ReLU stability", *claim)
-    seconds = [took for g in found for took in g["seconds"]]
-    left = [int(units) for g in found for units in g["undecided"]]
-    pairs = zip(seconds, left, strict=True)
-    word = share([took < 60 * minutes and not units for took, units in pairs], "networks")
+    ran = pd.concat(found)
+    seconds, left = ran["seconds"].tolist(), int(ran["undecided"].sum())
+    word = share(((ran["seconds"] < 60 * minutes) & (ran["undecided"] == 0)).tolist(), "networks")
     told = f"{min(seconds):.1f} to {max(seconds):.1f} s" if len(seconds) > 1 else f"{seconds[0]:.1f} s"
-    told += f"; {sum(left)} units undecided" if any(left) else ""
+    told += f"; {left} units undecided" if left else ""
     return _row(*claim, word, told, found)
 
 
