@@ -30,7 +30,8 @@ from linl.witnesses import Witnesses
 METHODS = ("interval", "local", "crown", "exact")
 SAMPLES = 2048  # points and corners by chance that every analysis starts with, for networks of up to …
 RESTARTS = 16  # points by chance that each unit left is attacked from
-BRANCHING = 30.0  # seconds of branch and bound for a unit, at most
+FIRST = (2.0, 10.0)  # seconds of branch and bound and of the solver for a unit, before either gets …
+BRANCHING = 30.0  # … so many of the one, and what is left of the other
 WORK = 1 << 24  # … so many numbers in all
 
 
@@ -295,11 +296,18 @@ class _Funnel:
                 walk.step(op)
 
     def _settle(self, op: Bend, walk: Pass, known: dict[int, Range]) -> None:
-        """All that is left to try for an activation's undecided units."""
+        """All that is left to try for an activation's undecided units.
+
+        Either of branch and bound and the solver may take forever over what the other does at once, so each has a
+        first try; branch and bound comes first, since its proofs are checked without a solver.
+        """
         self._optimize(op, walk, known)
-        self._branch(op, walk)
-        if len(self._undecided(op.site)):
-            self._ask(op, walk, known)
+        for branching, asking in (FIRST, (BRANCHING, math.inf)):
+            self._branch(op, walk, min(branching, self.unit_limit / 2))
+            if not len(self._undecided(op.site)):
+                return
+            notes = self._ask(op, walk, known, min(asking, self.unit_limit))
+        self.state.notes += notes
 
     def _questions(self, op: Bend) -> list[tuple[int, float, bool]]:
         """(unit, bend, up): what has to be impossible for each undecided unit to be stable."""
@@ -363,8 +371,8 @@ class _Funnel:
         with torch.no_grad():
             self._learn(op, walk, "optimized")
 
-    def _branch(self, op: Bend, walk: Pass) -> None:
-        """Branch and bound, unit by unit."""
+    def _branch(self, op: Bend, walk: Pass, most: float) -> None:
+        """Branch and bound, unit by unit, for so many seconds each."""
         value = op.sources[0]
         for unit, bend, up in self._questions(op):
             codes, sign = self.state.codes[op.site], -1 if up else 1
@@ -375,25 +383,25 @@ class _Funnel:
                 return bool(codes[unit] != UNDECIDED)
 
             if not settled(self.box.center):
-                seconds = min(self.left(), self.unit_limit / 2, BRANCHING)
+                seconds = min(self.left(), most)
                 leaves = Branching(walk, value, unit, float(sign), sign * bend, settled, seconds).run()
                 if leaves is not None:
                     self.state.trees[op.site, unit, sign] = leaves
                     self._believe(op, walk, unit, bend, up, "branching")
 
-    def _ask(self, op: Bend, walk: Pass, known: dict[int, Range]) -> None:
-        """The solver, unit by unit."""
+    def _ask(self, op: Bend, walk: Pass, known: dict[int, Range], most: float) -> list[str]:
+        """The solver, unit by unit, for so many seconds each; returns what it couldn't settle, in words."""
+        notes: list[str] = []
         try:
             with torch.no_grad():
                 model = Model(self.program, walk.ranges[0], known, op.site)
         except NoModel as why:
-            self.state.notes.append(f"{op.name}: not put to the solver ({why})")
-            return
+            return [f"{op.name}: not put to the solver ({why})"]
         for unit, bend, up in self._questions(op):
             if self.state.codes[op.site][unit] != UNDECIDED:
                 continue
             with torch.no_grad():
-                answer = model.cross(unit, bend, up, walk.ranges[op.sources[0]], min(self.left(), self.unit_limit))
+                answer = model.cross(unit, bend, up, walk.ranges[op.sources[0]], min(self.left(), most))
                 if answer.verdict == "impossible":
                     self._believe(op, walk, unit, bend, up, "solver")
                 elif answer.point is not None:
@@ -401,12 +409,11 @@ class _Funnel:
             if self.state.codes[op.site][unit] == UNDECIDED and answer.point is not None:
                 self._attack(op.site, torch.tensor([unit]), answer.point[None], 1.0 if up else -1.0)
             if answer.verdict == "open":
-                self.state.notes.append(
-                    f"{op.name} {unit}: the solver said {answer.status!r} after {answer.seconds:.1f} s"
-                )
+                notes.append(f"{op.name} {unit}: the solver said {answer.status!r} after {answer.seconds:.1f} s")
             elif self.state.codes[op.site][unit] == UNDECIDED:
                 why = "it may cross its bend, by less than the solver's tolerance, but no point does"
-                self.state.notes.append(f"{op.name} {unit}: {why}")
+                notes.append(f"{op.name} {unit}: {why}")
+        return notes
 
     def _believe(self, op: Bend, walk: Pass, unit: int, bend: float, up: bool, proof: str) -> None:
         walk.ranges[op.sources[0]] = _cut(walk.ranges[op.sources[0]], unit, up, bend)

@@ -58,6 +58,7 @@ ORDER = [
     "states",
     "milp",
     "stability",
+    "published_proofs",
     "certificates",
     "emitting",
     "compression",
