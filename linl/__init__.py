@@ -22,6 +22,7 @@ from linl import (
     notebooks,
     planning,
     pruning,
+    published_proofs,
     regions,
     results,
     signals,
@@ -70,6 +71,7 @@ __all__ = [
     "cost", "data", "dead_rate", "dead_rates", "devices", "distributed", "fold", "fold_norms", "foldable",
     "folding", "fuse_kernels_", "graph", "guard", "harden", "harden_masks", "linearize", "losses", "machines",
     "masks", "measure", "merge", "models", "nonlinearity", "notebooks", "pad_first", "param_groups", "penalty",
-    "planning", "project_", "prune", "prune_cycles", "pruning", "refit", "regions", "results", "shallow", "shrink",
-    "signals", "sites", "sliders", "stability", "tables", "train", "units", "verify", "verify_stability", "weights",
+    "planning", "project_", "prune", "prune_cycles", "pruning", "published_proofs", "refit", "regions",
+    "results", "shallow", "shrink", "signals", "sites", "sliders", "stability", "tables", "train", "units", "verify",
+    "verify_stability", "weights",
 ]  # fmt: skip

@@ -24,6 +24,7 @@ MODULES = {
     "merge": ("dense", "conv", "batchnorm", "average_pool", "merge", "merge_sum", "compose", "compose_sum"),
     "cost": ("depth", "latencies"),
     "bounds": ("bound", "Bounds"),
+    "published_proofs": ("program_a_unit", "one_program", "Settled"),
     "regions": ("count", "maps", "along", "in_plane", "draw_slice", "affine_at", "Regions"),
     "dead_rates": ("watch", "DeadRate"),
     "signals": ("read", "without", "by_chance"),

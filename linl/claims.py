@@ -1,8 +1,8 @@
 """Published claims beside our runs: a row a claim, with a verdict (`linl.verdicts`).
 
-What the claims of the four systems share: `training_claims`, `folding_claims`, `stability_claims`, `region_claims`,
-`pruning_claims`. Each function there takes the finished runs of one experiment (as `linl.results.runs` gives them) and
-returns rows: system, claim, settings, published, ours, verdict, seeds, schedule, hardware, source, run.
+What the claims of the four systems share: `training_claims`, `folding_claims`, `stability_claims`, `proof_claims`,
+`region_claims`, `pruning_claims`. Each function there takes the finished runs of one experiment (as `linl.results.runs`
+gives them) and returns rows: system, claim, settings, published, ours, verdict, seeds, schedule, hardware, source, run.
 """
 
 from __future__ import annotations

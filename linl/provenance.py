@@ -12,7 +12,7 @@ from linl.results import PROJECT
 BESIDE = frozenset(
     {
         "tables", "notebooks", "study", "progress", "provenance", "locks", "__init__", "webpage", "verdicts", "claims",
-        "training_claims", "folding_claims", "stability_claims", "region_claims", "pruning_claims",
+        "training_claims", "folding_claims", "stability_claims", "proof_claims", "region_claims", "pruning_claims",
         "faults", "training_faults", "folding_faults", "proof_faults", "pruning_faults", "errata", "api",
         "repeats", "judging", "targets", "engine", "logs", "lending", "sliders",
     }

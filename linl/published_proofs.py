@@ -28,6 +28,8 @@ from linl.ranges import Range
 from linl.reading import program
 from linl.witnesses import Witnesses
 
+A_UNIT, ONE = "a program a unit (2020)", "one program (2021)"
+"""What the two ways are called in tables."""
 SIGN = 1e-5
 """Inputs of a ReLU nearer to zero than that are left undecided: the solver's own tolerance is 1e-6."""
 

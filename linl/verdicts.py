@@ -39,7 +39,10 @@ class Figure:
         return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else 0.0)
 
 
-UNLIKE = {"shorter schedule": "on a shorter schedule", "another recipe": "by another recipe"}
+UNLIKE = {
+    "shorter schedule": "on a shorter schedule", "another recipe": "by another recipe",
+    "another solver": "by another solver",
+}  # fmt: skip
 """What may be unlike in ours, and how it is told."""
 
 

@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from linl import claims, folding_claims, pruning_claims, region_claims, stability_claims, training_claims
+from linl import claims, folding_claims, proof_claims, pruning_claims, region_claims, stability_claims, training_claims
+from linl.published_proofs import A_UNIT, ONE
 
 HOW = {"how_gpu": "", "how_cpu": "a processor", "how_threads": 1, "limit": 0}
 
@@ -332,6 +333,37 @@ def test_whole_layers_minutes_and_autoencoders():
         return said(*runs)["autoencoders, l1 0.0002: all hidden layers stable"]["verdict"]
 
     assert seeds(all_, all_, some) == "reproduced" and seeds(all_, some) == "not reproduced"
+
+
+def raced(*seconds, data="mnist", late=(), **figures):
+    """A run of `proof_speed`: of each network the seconds of a program a unit, of one program, and of linl."""
+    ways = dict(zip((A_UNIT, ONE, "linl"), range(3), strict=True))
+    cases = [
+        {"name": f"network {n}", "way": way, "seconds": took[place], "undecided": int((n, way) in late)}
+        for n, took in enumerate(seconds)
+        for way, place in ways.items()
+    ]
+    run = {"key": "mnist-a-1", "seed": 0, "dataset": data, "hidden": "100 100", "limit": 0, "cases": cases}
+    run |= {"recipe": "stability" if data == "mnist" else "stability-cifar", "epochs": 120, "finished": "1"}
+    return pd.DataFrame([{**run, "how_cpu": "p", "how_threads": 1, "how_gpu": "", **figures}])
+
+
+def test_one_program_for_all_units_or_one_a_unit():
+    on_mnist, on_cifar = proof_claims.faster(raced((100, 1, 0.1), (300, 2, 0.1), (80, 10, 0.1)))
+    assert on_mnist["ours"] == "100 ×, 3 networks; linl: 1e+03 ×" and on_cifar["verdict"] == "not run"
+    assert on_mnist["verdict"] == "reproduced, by another solver"
+    slower = proof_claims.faster(raced((100, 10, 0.5), data="cifar10"))[1]
+    assert slower["ours"] == "10 ×, 1 network; linl: 200 ×" and slower["verdict"] == "-173, by another solver"
+    assert slower["schedule"] == "120 of 120 epochs, stability-cifar"
+
+
+def test_a_way_that_ran_out_of_time_is_no_winner():
+    late = proof_claims.faster(raced((600, 10, 1), late=[(0, A_UNIT)]))[0]
+    assert late["ours"] == "at least 60 ×, 1 network; linl: at least 600 ×"
+    left = proof_claims.faster(raced((600, 600, 1), (50, 10, 1), late=[(0, ONE)]))[0]
+    assert left["ours"].startswith("5 ×, 1 network"), "the other network alone"
+    none = proof_claims.faster(raced((600, 600, 1), late=[(0, ONE)]))[0]
+    assert none["verdict"] == "not reproduced, by another solver" and none["ours"] == "no answer in time"
 
 
 def test_leo_is_compared_by_layers():

@@ -117,6 +117,7 @@ ORDER = [
     "training_claims",
     "folding_claims",
     "stability_claims",
+    "proof_claims",
     "region_claims",
     "pruning_claims",
     "repeats",

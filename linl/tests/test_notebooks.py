@@ -119,6 +119,8 @@ def test_a_misspelt_parameter_stops_papermill_before_it_works(tmp_path):
         ("linlnet", {"network": "lenet"}, "unknown network 'lenet'"),
         ("linlnet", {"epochs": 0}, "epochs = 0: must be at least 1"),
         ("stability", {"network": "vgg16"}, "unknown network 'vgg16': mlp or autoencoder"),
+        ("proof_speed", {"hidden": "100-100"}, "hidden = '100-100': whole numbers such as"),
+        ("proof_speed", {"l1": ""}, "l1 = '': penalties such as"),
         ("last_layer", {"networks": "alexnet"}, "'alexnet' is no network and side, such as"),
         ("last_layer", {"width": 0.0}, "width = 0.0: at least 0, and above 0"),
         ("imagenet_cost", {"networks": "lenet"}, "lenet isn't in the profile; it has alexnet, vgg16"),

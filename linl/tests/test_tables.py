@@ -31,6 +31,7 @@ MADE = {
             "stability.csv", "stability.md", "stability.png", "stability_stages.csv", "stability_stages.md",
             "stability_counting.csv", "stability_counting.md", "stability_counting.png",
         ],
+        "proof_speed": ["proof_speed.csv", "proof_speed.md"],
         "linear_stable": ["linear_stable.csv", "linear_stable.md", "linear_stable.png"],
     },
     "regions": {
@@ -70,8 +71,9 @@ MADE = {
     "reproduction": {
         "linlnet": ["reproduction.csv", "reproduction.md", "reproduction.png"],
         **dict.fromkeys(
-            ("last_layer", "layer_folding", "stability", "regions", "linear_stable", "activating_pruning"), ()
+            ("last_layer", "layer_folding", "stability", "proof_speed", "regions", "linear_stable"), ()
         ),
+        "activating_pruning": (),
     },
     "runs": {"fold_pays": ["runs.csv", "runs.md"]},  # any will do
 }  # fmt: skip
