@@ -253,6 +253,9 @@ class _Funnel:
 
     def _attack(self, site: int, units: Tensor, starts: Tensor, sign: float) -> None:
         """Ascent (sign 1) or descent from each unit's own start, then, for those left, from points by chance."""
+        if len(self.program.bends[site].pieces.bends) == 1:  # two pieces: what was seen on that side needs no attack
+            seen = self.state.witnesses.high[site] if sign > 0 else self.state.witnesses.low[site]
+            units, starts = units[seen[units] < 0], starts[seen[units] < 0]
         if not len(units):
             return
         with torch.enable_grad():

@@ -150,7 +150,10 @@ class Witnesses:
             value = path.run(at)[op.sources[0]].flatten(1).gather(1, units[:, None])[:, 0]
             slope = torch.autograd.grad((signs * value).sum(), at)[0]
             length = 0.25 * (upper - lower) * (1 - step / steps)
-            at = self.box.clip((at + length * slope.sign()).detach())
+            moved = self.box.clip((at + length * slope.sign()).detach())
+            if torch.equal(moved, at):  # at corners, as it would be after every later step
+                break
+            at = moved
         self.look(at.detach(), "attack")
 
 
