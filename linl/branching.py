@@ -10,6 +10,7 @@ corners lead to the witness.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from torch import Tensor
 
 from linl.crown import Pass, ascend_, rounded
 from linl.program import Bend
+from linl.triangles import Triangles, relaxed
 
 AT_ONCE = 64  # domains that are cut at a time
 TRIED = 12  # cuts that are tried for each
 STEPS = 8  # of gradient ascent on a half's slopes and multipliers
 MORE = 300  # likewise, where nothing is left to cut
+PATIENCE = 0.2  # seconds that linear programs may take for some parts, whatever those took before
 
 
 @dataclass
@@ -99,6 +102,10 @@ def check(walk: Pass, value: int, unit: int, sign: float, leaves: Leaves) -> flo
     return least
 
 
+class _SettledError(Exception):
+    """A point settled the question."""
+
+
 class Branching:
     """The search for one question: is sign·unit nowhere below `end`?
 
@@ -116,11 +123,18 @@ class Branching:
         self.until = time.perf_counter() + seconds
         self.bends = [op for op in walk.program.upto(value) if isinstance(op, Bend)]
         self.domains = 0
+        self.triangles: Triangles | None = None
 
     def run(self) -> Leaves | None:
         """The leaves of a proof; None where there is none: a point was found, time is up, or nothing is left to cut."""
         if not self.bends:
             return None
+        try:
+            return self._search()
+        except _SettledError:
+            return None
+
+    def _search(self) -> Leaves | None:
         shapes = {op.target: self.walk.program.shapes[op.target] for op in self.bends}
         first = Leaves(
             {t: torch.full((1, *shape), -1, dtype=torch.int8) for t, shape in shapes.items()},
@@ -132,30 +146,32 @@ class Branching:
         # multipliers are found in shares of what they are weighed against
         self.size = {t: float(rows[t].abs().max()) if t in rows else 0.0 for t in shapes}
         bound, first, score = self._bound(first, STEPS)
-        if bound is None:
-            return None
+        if bound < self.end:
+            self.triangles = relaxed(self.walk, self.value, self.unit, self.sign)
+            bound, first, score = self._polished(bound, first, score, PATIENCE)
         proved = first[bound >= self.end]
         open_, scores = first[bound < self.end], score[bound < self.end]
         while len(open_):
             if time.perf_counter() > self.until:
                 return None
-            whole = scores.amax(1) <= 0
-            if whole.any():
-                bound, last, _ = self._bound(open_[whole], MORE)
-                if bound is None or bool((bound < self.end).any()):
+            began, whole = time.perf_counter(), scores.amax(1) <= 0
+            if whole.any():  # nothing is left to cut, or nothing that gradient ascent knows of
+                parts, kept = open_[whole], ~whole
+                bound, parts, score = self._bound(parts, 0 if self.triangles else MORE)
+                bound, parts, score = self._polished(bound, parts, score, math.inf)
+                if bool(((bound < self.end) & (score.amax(1) <= 0)).any()):
                     return None
-                proved, open_, scores = proved + last, open_[~whole], scores[~whole]
-                continue
-            halves = self._halves(open_[-AT_ONCE:], scores[-AT_ONCE:])
-            bound, halves, score = self._bound(halves, STEPS)
-            if bound is None:
-                return None
-            self.domains += len(bound)
+            else:
+                kept = torch.arange(len(open_)) < len(open_) - AT_ONCE
+                bound, parts, score = self._bound(self._halves(open_[~kept], scores[~kept]), STEPS)
+                spent = time.perf_counter() - began
+                bound, parts, score = self._polished(bound, parts, score, max(PATIENCE, spent))
+                self.domains += len(bound)
             sure = bound >= self.end
             order = bound[~sure].argsort(descending=True)  # the worst last: it is cut first
-            proved = proved + halves[sure]
-            open_ = open_[:-AT_ONCE] + halves[~sure][order]
-            scores = torch.cat([scores[:-AT_ONCE], score[~sure][order]])
+            proved = proved + parts[sure]
+            open_ = open_[kept] + parts[~sure][order]
+            scores = torch.cat([scores[kept], score[~sure][order]])
         return proved
 
     def _halves(self, parents: Leaves, scores: Tensor) -> Leaves:
@@ -182,10 +198,11 @@ class Branching:
         self.walk.choose({})
         return bound[0]
 
-    def _bound(self, leaves: Leaves, steps: int) -> tuple[Tensor | None, Leaves, Tensor]:
+    def _bound(self, leaves: Leaves, steps: int) -> tuple[Tensor, Leaves, Tensor]:
         """Bounds by gradient ascent, what they were had with, and how much each unit's lines cost (n, units).
 
-        The bounds are None if a point settled the question.
+        Raises:
+            _SettledError: a point settled the question.
         """
         walk, n = self.walk, len(leaves)
         units, signs = torch.full((n,), self.unit), torch.full((n,), self.sign)
@@ -223,8 +240,42 @@ class Branching:
         corners = torch.where(row[0].detach() < 0, box.upper[0], box.lower[0])
         walk.choose({})
         if self.look(corners[best < self.end]):
-            return None, kept, best
+            raise _SettledError
         return best, kept, self._scores(kept)
+
+    def _polished(self, bound: Tensor, leaves: Leaves, score: Tensor, seconds: float) -> tuple[Tensor, Leaves, Tensor]:
+        """Where gradient ascent leaves a part open, slopes and multipliers of the linear program, if there is one; and
+        of the units those that its answer would be another without.
+
+        The worst come first, for so many seconds: a program takes a millisecond or a second, as the network is small
+        or large, and all of them are to take no longer than what they make up for.
+
+        Raises:
+            _SettledError: as `_bound`.
+        """
+        if self.triangles is None or not (bound < self.end).any():
+            return bound, leaves, score
+        unsure = bound.argsort()[: int((bound < self.end).sum())]
+        until = min(self.until, time.perf_counter() + seconds)
+        better, fixed, gaps = leaves[unsure], leaves.flat(), score[unsure]
+        for place, part in enumerate(unsure.tolist()):
+            found = self.triangles.solve(fixed[part], until - time.perf_counter())
+            if found is None:
+                break
+            if found.point is not None and self.look(found.point[None]):
+                raise _SettledError
+            gaps[place] = found.gap.to(gaps)
+            for mine, now in ((better.share, found.share), (better.pull, found.pull)):
+                for target, t in mine.items():
+                    t[place] = now[target]
+        lifted = self._least(better)
+        some = lifted > bound[unsure]
+        for mine, theirs in zip(leaves.parts[1:], better.parts[1:], strict=True):
+            for target, t in mine.items():
+                t[unsure[some]] = theirs[target][some]
+        bound[unsure] = torch.maximum(lifted, bound[unsure])
+        score[unsure] = gaps
+        return bound, leaves, score
 
     def _scores(self, leaves: Leaves) -> Tensor:
         """How much a unit's lines are apart, times its weight in the row: what a cut there may give. (n, units)"""

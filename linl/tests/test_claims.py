@@ -3,7 +3,16 @@
 import pandas as pd
 import pytest
 
-from linl import claims, folding_claims, proof_claims, pruning_claims, region_claims, stability_claims, training_claims
+from linl import (
+    claims,
+    folding_claims,
+    proof_claims,
+    pruning_claims,
+    region_claims,
+    stability_claims,
+    training_claims,
+    verdicts,
+)
 from linl.published_proofs import A_UNIT, ONE
 
 HOW = {"how_gpu": "", "how_cpu": "a processor", "how_threads": 1, "limit": 0}
@@ -349,21 +358,26 @@ def raced(*seconds, data="mnist", late=(), **figures):
 
 
 def test_one_program_for_all_units_or_one_a_unit():
-    on_mnist, on_cifar = proof_claims.faster(raced((100, 1, 0.1), (300, 2, 0.1), (80, 10, 0.1)))
-    assert on_mnist["ours"] == "100 ×, 3 networks; linl: 1e+03 ×" and on_cifar["verdict"] == "not run"
+    on_mnist, on_cifar = proof_claims.faster(raced((100, 1, 0.1), (300, 2, 0.1), (80, 1, 0.1)))
+    assert on_mnist["ours"] == "80 to 150 ×; linl: 800 to 3e+03 ×; 3 networks" and on_cifar["verdict"] == "not run"
     assert on_mnist["verdict"] == "reproduced, by another solver"
     slower = proof_claims.faster(raced((100, 10, 0.5), data="cifar10"))[1]
-    assert slower["ours"] == "10 ×, 1 network; linl: 200 ×" and slower["verdict"] == "-173, by another solver"
+    assert slower["ours"] == "10 ×; linl: 200 ×; 1 network"
+    assert slower["verdict"] == "not reproduced, by another solver"
     assert slower["schedule"] == "120 of 120 epochs, stability-cifar"
+    some = proof_claims.faster(raced((100, 1, 0.1), (100, 50, 0.1)))[0]["verdict"]
+    assert some == "in 1 of 2 networks, by another solver" and verdicts.kind(some) == "another solver"
 
 
 def test_a_way_that_ran_out_of_time_is_no_winner():
-    late = proof_claims.faster(raced((600, 10, 1), late=[(0, A_UNIT)]))[0]
-    assert late["ours"] == "at least 60 ×, 1 network; linl: at least 600 ×"
-    left = proof_claims.faster(raced((600, 600, 1), (50, 10, 1), late=[(0, ONE)]))[0]
-    assert left["ours"].startswith("5 ×, 1 network"), "the other network alone"
-    none = proof_claims.faster(raced((600, 600, 1), late=[(0, ONE)]))[0]
-    assert none["verdict"] == "not reproduced, by another solver" and none["ours"] == "no answer in time"
+    unit = proof_claims.faster(raced((600, 6, 1), late=[(0, A_UNIT)]))[0]
+    assert unit["ours"] == "at least 100 ×; linl: at least 600 ×; 1 network"
+    assert unit["verdict"] == "reproduced, by another solver"
+    one = proof_claims.faster(raced((60000, 600, 1), (50, 10, 1), late=[(0, ONE)]))[0]
+    assert one["ours"].endswith("2 networks, 1 of them without an answer of the one program in time")
+    assert one["verdict"] == "not reproduced, by another solver", "100 × is the most that it can be"
+    neither = proof_claims.faster(raced((600, 600, 1), (80, 1, 1), late=[(0, ONE), (0, A_UNIT)]))[0]
+    assert neither["ours"] == "80 ×; linl: 80 ×; 1 network"
 
 
 def test_leo_is_compared_by_layers():

@@ -1,0 +1,191 @@
+"""The least value of a unit where every open ReLU before it may take any value in its triangle: a linear program.
+
+A ReLU h of an input a, known to lie between l and u, is over 0 and a and under the line through (l, 0) and (u, u); one
+that is assumed in a piece is on it (Ehlers, ATVA 2017). The dual of that program has the form of CROWN's bound with
+slopes and multipliers chosen (Salman et al., NeurIPS 2019): the best of those, which gradient ascent only comes near
+to, are read off the solver's answer. They are a hint and no proof: what is bounded with them, linl.crown computes.
+For dense layers with ReLUs between, one after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linl.crown import Pass
+from linl.milp import run, solver_with
+from linl.program import Bend, Dense, Op, Reshape
+
+LARGEST = 2_000_000
+"""Numbers of a program; of larger ones none is made."""
+TOLERANCE = 1e-7
+"""Gaps below that, in sizes of a triangle, are the solver's own rounding."""
+LEAST = 1e-3
+"""The weight, in sizes of the largest, of a ReLU that has none: the same least value may be had elsewhere."""
+FAR = 1e4
+"""How far along a proof that a part is empty, in sizes of the last multipliers."""
+
+
+@dataclass
+class Solved:
+    """What the solver found for one part of a domain.
+
+    Attributes:
+        point: the input (*shape) at which the relaxed network is least; None where the part is empty.
+        gap: (units,) how far each open ReLU is from its triangle's sides there, times the price of it: a cut at one
+            without a gap leaves the least value as it is.
+        share, pull: slopes below and multipliers, by activation's target, (*shape) float32, as in
+            `linl.branching.Leaves`.
+    """
+
+    point: Tensor | None
+    gap: Tensor
+    share: dict[int, Tensor]
+    pull: dict[int, Tensor]
+
+
+def relaxed(walk: Pass, value: int, unit: int, sign: float) -> Triangles | None:
+    """The program for sign·unit of a value; None where the network before it isn't of the kind, or is too large.
+
+    Args:
+        walk: with the ranges of every value before `value`; of one box.
+        value, unit, sign: what is asked.
+    """
+    path = [op for op in walk.program.upto(value) if not isinstance(op, Reshape)]
+    dense, bends = path[::2], path[1::2]
+    if not bends or len(dense) != len(bends) + 1 or not all(isinstance(op, Dense) for op in dense):
+        return None
+    if not all(isinstance(op, Bend) and op.pieces.clamp == (0.0, None) for op in bends):
+        return None
+    if sum(op.weight.numel() for op in dense) > LARGEST:
+        return None
+    return Triangles(walk, dense, bends, unit, sign)
+
+
+class Triangles:
+    """The program, its columns x and then a and h of each layer; rows a − W·h' = b, h − a ≥ 0 and h under its line.
+
+    What changes from part to part are bounds alone, so that the solver goes on from its last solution.
+    """
+
+    def __init__(self, walk: Pass, dense: list[Dense], bends: list[Op], unit: int, sign: float) -> None:
+        import highspy
+        from scipy.sparse import coo_matrix
+
+        self.walk, self.bends = walk, bends
+        box = walk.ranges[0]
+        self.inputs, sizes = box.lower[0].numel(), [len(op.weight) for op in dense[:-1]]
+        firsts = self.inputs + 2 * np.cumsum([0, *sizes])
+        self.a = np.concatenate([f + np.arange(n) for f, n in zip(firsts, sizes, strict=False)])
+        self.h = np.concatenate([f + n + np.arange(n) for f, n in zip(firsts, sizes, strict=False)])
+        ranges = [walk.ranges[op.sources[0]] for op in bends]
+        lower, upper = (
+            np.concatenate([getattr(r, e)[0].flatten().double().numpy() for r in ranges]) for e in ("lower", "upper")
+        )
+        units, width = len(self.a), int(firsts[-1])
+        self.open = (lower < 0) & (upper > 0)
+        self.slope = np.where(self.open, upper / np.where(self.open, upper - lower, 1.0), 0.0)
+        self.constant = -self.slope * lower  # h ≤ slope·a + constant
+        self.assumed = np.where(self.open, -1, (lower >= 0).astype(int)).astype(np.int8)  # stable ones for good
+        rows, columns, values, start = [], [], [], 0
+        each = np.arange(units)
+        for layer, op in enumerate(dense[:-1]):
+            weight = op.weight.double().numpy()
+            from_ = 0 if not layer else int(firsts[layer - 1]) + sizes[layer - 1]
+            at, by = np.nonzero(weight)
+            rows.append(start + at)
+            columns.append(from_ + by)
+            values.append(-weight[at, by])
+            start += len(weight)
+        ones = np.ones(units)
+        rows += [each, units + each, units + each, 2 * units + each, 2 * units + each]
+        columns += [self.a, self.h, self.a, self.h, self.a]
+        values += [ones, ones, -ones, ones, -self.slope]
+        parts = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
+        self.matrix = coo_matrix(parts, shape=(3 * units, width)).tocsr()
+        bias = [np.zeros(len(op.weight)) if op.bias is None else op.bias.double().numpy() for op in dense[:-1]]
+        self.cost = np.zeros(width)
+        self.cost[self.h[-sizes[-1] :]] = sign * dense[-1].weight[unit].double().numpy()
+        lp = highspy.HighsLp()
+        lp.num_col_, lp.num_row_, lp.col_cost_ = width, 3 * units, self.cost
+        free = np.full(width - self.inputs, np.inf)
+        ends = (t[0].flatten().double().numpy() for t in (box.lower, box.upper))
+        lp.col_lower_, lp.col_upper_ = (np.concatenate([e, way * free]) for e, way in zip(ends, (-1, 1), strict=True))
+        free = np.full(units, np.inf)
+        lp.row_lower_ = np.concatenate([*bias, 0 * ones, -free])
+        lp.row_upper_ = np.concatenate([*bias, free, self.constant])
+        lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+        lp.a_matrix_.start_, lp.a_matrix_.index_ = self.matrix.indptr, self.matrix.indices
+        lp.a_matrix_.value_ = self.matrix.data
+        self.solver = solver_with(threads=1, presolve="off", solver="simplex")
+        self.solver.passModel(lp)
+        self.dual = np.zeros(3 * units)
+        self.now = np.full(units, -2, dtype=np.int8)  # nothing is said yet
+        self._assume(self.assumed)
+
+    def _assume(self, pieces: np.ndarray) -> None:
+        """Bounds of the units whose assumption has changed."""
+        units, inf = len(self.a), np.inf
+        for unit in np.flatnonzero(pieces != self.now):
+            piece, a, h = pieces[unit], int(self.a[unit]), int(self.h[unit])
+            sided = self.open[unit]  # of a stable unit the side needs no saying, and gets no multiplier
+            self.solver.changeColBounds(a, 0.0 if piece == 1 and sided else -inf, 0.0 if piece == 0 and sided else inf)
+            self.solver.changeColBounds(h, 0.0 if piece < 1 else -inf, 0.0 if piece == 0 else inf)
+            over, under = units + int(unit), 2 * units + int(unit)
+            self.solver.changeRowBounds(over, -inf if piece == 0 else 0.0, 0.0 if piece == 1 else inf)
+            self.solver.changeRowBounds(under, -inf, float(self.constant[unit]) if piece < 0 else inf)
+        self.now = pieces.copy()
+
+    def solve(self, fixed: Tensor, seconds: float) -> Solved | None:
+        """The least value where units are assumed in pieces; None where the solver has no answer in time.
+
+        Args:
+            fixed: (units,) int8 of all activations before, in order; −1 for none.
+            seconds: at most.
+        """
+        import highspy
+
+        pieces = fixed.numpy()
+        self._assume(np.where(self.assumed >= 0, self.assumed, pieces))
+        self.solver.setOptionValue("time_limit", self.solver.getRunTime() + seconds)  # of all its linear programs
+        run(self.solver)
+        status = self.solver.getModelStatus()
+        if status == highspy.HighsModelStatus.kOptimal:
+            found = self.solver.getSolution()
+            self.dual, at = np.array(found.row_dual), np.array(found.col_value)
+            x = torch.from_numpy(at[: self.inputs]).view(self.walk.ranges[0].lower.shape[1:])
+            return Solved(x, self._gaps(at), *self._multipliers(self.dual))
+        if status == highspy.HighsModelStatus.kInfeasible:
+            _, known, ray = self.solver.getDualRay()
+            if known and (size := np.abs(ray).max()) > 0:  # the bound grows without end along it
+                far = FAR * max(1.0, np.abs(self.dual).max()) / size
+                none = torch.zeros(len(self.a), dtype=torch.float64)
+                return Solved(None, none, *self._multipliers(self.dual + far * ray))
+        return None
+
+    def _gaps(self, at: np.ndarray) -> Tensor:
+        gap = np.where(self.now < 0, at[self.h] - at[self.a].clip(min=0), 0.0)
+        weight = np.abs(self.dual[2 * len(self.a) :])
+        weight += LEAST * max(weight.max(), np.abs(self.cost).max())
+        return torch.from_numpy(np.where(gap > TOLERANCE * self.constant, gap * weight, 0.0))
+
+    def _multipliers(self, dual: np.ndarray) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        units = len(self.a)
+        left = self.cost - self.matrix.T @ dual
+        along, flat = dual[units : 2 * units].clip(min=0), left[self.h].clip(min=0)  # of h ≥ a, and of h ≥ 0
+        total = along + flat
+        share = np.where(total > 1e-12, along / np.where(total > 1e-12, total, 1.0), 0.5)
+        side = np.where(self.now == 1, 1.0, -1.0)
+        pull = np.where(self.open & (self.now >= 0), (side * left[self.a]).clip(min=0), 0.0)
+        return self._by_target(share), self._by_target(pull)
+
+    def _by_target(self, flat: np.ndarray) -> dict[int, Tensor]:
+        found, start = {}, 0
+        for op in self.bends:
+            shape = self.walk.program.shapes[op.target]
+            found[op.target] = torch.from_numpy(flat[start : start + shape.numel()]).float().view(shape)
+            start += shape.numel()
+        return found
