@@ -39,7 +39,8 @@ def _faster(done: pd.DataFrame, data: str, published: int, source: str, trained:
     reached = (one >= published) & ~late[ONE][told]
     least = "at least " if late[A_UNIT][told].any() else ""
     ours = f"{least}{_span(one)} ×; linl: {least}{_span(linl)} ×; {len(one)} network{'s' * (len(one) > 1)}"
-    ours += f", {late[ONE][told].sum()} of them without an answer of the one program in time" * late[ONE][told].any()
+    unanswered = int(late[ONE][told].sum())
+    ours += f", {unanswered} of them without an answer of the one program in time" if unanswered else ""
     return row(*what, otherwise(share(reached.tolist(), "networks"), SOLVER), ours, schedule, group)
 
 
