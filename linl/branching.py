@@ -26,6 +26,7 @@ AT_ONCE = 64  # domains that are cut at a time
 TRIED = 12  # cuts that are tried for each
 STEPS = 8  # of gradient ascent on a half's slopes and multipliers
 MORE = 300  # likewise, where nothing is left to cut
+LEAST = 1e-9  # the score of a unit that none speaks for, where one must be cut
 PATIENCE = 0.2  # seconds that linear programs may take for some parts, whatever those took before
 
 
@@ -257,24 +258,36 @@ class Branching:
             return bound, leaves, score
         unsure = bound.argsort()[: int((bound < self.end).sum())]
         until = min(self.until, time.perf_counter() + seconds)
-        better, fixed, gaps = leaves[unsure], leaves.flat(), score[unsure]
+        better, fixed, gaps = leaves[unsure], leaves.flat(), score[unsure].double()
+        points: list[Tensor] = []
+        beyond = torch.zeros(
+            len(unsure), dtype=torch.bool
+        )  # what the solver says; how far linl's bound follows is open
         for place, part in enumerate(unsure.tolist()):
-            found = self.triangles.solve(fixed[part], until - time.perf_counter())
-            if found is None:
+            if (left := until - time.perf_counter()) <= 0:
                 break
-            if found.point is not None and self.look(found.point[None]):
-                raise _SettledError
-            gaps[place] = found.gap.to(gaps)
+            found = self.triangles.solve(fixed[part], left)
+            if found is None:
+                continue
+            beyond[place] = bool(found.least >= self.end)
+            if found.point is not None:
+                points.append(found.point)
+                gaps[place] = found.gap
             for mine, now in ((better.share, found.share), (better.pull, found.pull)):
                 for target, t in mine.items():
                     t[place] = now[target]
+        if points and self.look(torch.stack(points)):
+            raise _SettledError
         lifted = self._least(better)
-        some = lifted > bound[unsure]
+        some, short = lifted > bound[unsure], beyond & (lifted < self.end)
         for mine, theirs in zip(leaves.parts[1:], better.parts[1:], strict=True):
             for target, t in mine.items():
                 t[unsure[some]] = theirs[target][some]
         bound[unsure] = torch.maximum(lifted, bound[unsure])
-        score[unsure] = gaps
+        score[unsure] = gaps.to(score)
+        if short.any():  # the program knows each ReLU's range, too: cut on, as long as there is something to cut
+            left_whole = self.triangles.open & (fixed[unsure[short]].numpy() < 0)
+            score[unsure[short]] = self._scores(better[short]) + LEAST * torch.from_numpy(left_whole)
         return bound, leaves, score
 
     def _scores(self, leaves: Leaves) -> Tensor:

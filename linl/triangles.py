@@ -1,15 +1,18 @@
-"""The least value of a unit where every open ReLU before it may take any value in its triangle: a linear program.
+"""The least value of a unit where every open ReLU before it may be anywhere in its triangle: a linear program.
 
 A ReLU h of an input a, known to lie between l and u, is over 0 and a and under the line through (l, 0) and (u, u); one
 that is assumed in a piece is on it (Ehlers, ATVA 2017). The dual of that program has the form of CROWN's bound with
-slopes and multipliers chosen (Salman et al., NeurIPS 2019): the best of those, which gradient ascent only comes near
-to, are read off the solver's answer. They are a hint and no proof: what is bounded with them, linl.crown computes.
+slopes and multipliers chosen (Salman et al., NeurIPS 2019), so that good ones, which gradient ascent only comes near
+to, are read off the solver's answer. They are a hint and no proof: what is bounded with them, linl.crown computes. It
+may be below the solver's least value, where that rests on the ends l and u, which a bound by straight lines forgets.
 For dense layers with ReLUs between, one after the other.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -34,6 +37,7 @@ class Solved:
     """What the solver found for one part of a domain.
 
     Attributes:
+        least: the value there, by the solver's word; inf where the part is empty.
         point: the input (*shape) at which the relaxed network is least; None where the part is empty.
         gap: (units,) how far each open ReLU is from its triangle's sides there, times the price of it: a cut at one
             without a gap leaves the least value as it is.
@@ -41,6 +45,7 @@ class Solved:
             `linl.branching.Leaves`.
     """
 
+    least: float
     point: Tensor | None
     gap: Tensor
     share: dict[int, Tensor]
@@ -72,59 +77,62 @@ class Triangles:
     """
 
     def __init__(self, walk: Pass, dense: list[Dense], bends: list[Op], unit: int, sign: float) -> None:
-        import highspy
-        from scipy.sparse import coo_matrix
-
-        self.walk, self.bends = walk, bends
-        box = walk.ranges[0]
-        self.inputs, sizes = box.lower[0].numel(), [len(op.weight) for op in dense[:-1]]
-        firsts = self.inputs + 2 * np.cumsum([0, *sizes])
-        self.a = np.concatenate([f + np.arange(n) for f, n in zip(firsts, sizes, strict=False)])
-        self.h = np.concatenate([f + n + np.arange(n) for f, n in zip(firsts, sizes, strict=False)])
-        ranges = [walk.ranges[op.sources[0]] for op in bends]
+        self.walk, self.bends, self.inputs = walk, bends, walk.ranges[0].lower[0].numel()
+        layers = [_numbers(op) for op in dense[:-1]]
+        sizes = [len(bias) for _, bias in layers]
+        self.firsts = self.inputs + 2 * np.cumsum([0, *sizes])  # of each layer's columns
+        pairs = list(zip(self.firsts, sizes, strict=False))
+        self.a = np.concatenate([first + np.arange(n) for first, n in pairs])
+        self.h = np.concatenate([first + n + np.arange(n) for first, n in pairs])
         lower, upper = (
-            np.concatenate([getattr(r, e)[0].flatten().double().numpy() for r in ranges]) for e in ("lower", "upper")
+            np.concatenate([getattr(walk.ranges[op.sources[0]], end)[0].flatten().double().numpy() for op in bends])
+            for end in ("lower", "upper")
         )
-        units, width = len(self.a), int(firsts[-1])
         self.open = (lower < 0) & (upper > 0)
         self.slope = np.where(self.open, upper / np.where(self.open, upper - lower, 1.0), 0.0)
         self.constant = -self.slope * lower  # h ≤ slope·a + constant
         self.assumed = np.where(self.open, -1, (lower >= 0).astype(int)).astype(np.int8)  # stable ones for good
-        rows, columns, values, start = [], [], [], 0
-        each = np.arange(units)
-        for layer, op in enumerate(dense[:-1]):
-            weight = op.weight.double().numpy()
-            from_ = 0 if not layer else int(firsts[layer - 1]) + sizes[layer - 1]
-            at, by = np.nonzero(weight)
-            rows.append(start + at)
-            columns.append(from_ + by)
-            values.append(-weight[at, by])
-            start += len(weight)
-        ones = np.ones(units)
-        rows += [each, units + each, units + each, 2 * units + each, 2 * units + each]
-        columns += [self.a, self.h, self.a, self.h, self.a]
-        values += [ones, ones, -ones, ones, -self.slope]
-        parts = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
-        self.matrix = coo_matrix(parts, shape=(3 * units, width)).tocsr()
-        bias = [np.zeros(len(op.weight)) if op.bias is None else op.bias.double().numpy() for op in dense[:-1]]
-        self.cost = np.zeros(width)
+        self.matrix = self._rows([weight for weight, _ in layers])
+        self.cost = np.zeros(self.firsts[-1])
         self.cost[self.h[-sizes[-1] :]] = sign * dense[-1].weight[unit].double().numpy()
-        lp = highspy.HighsLp()
-        lp.num_col_, lp.num_row_, lp.col_cost_ = width, 3 * units, self.cost
-        free = np.full(width - self.inputs, np.inf)
-        ends = (t[0].flatten().double().numpy() for t in (box.lower, box.upper))
-        lp.col_lower_, lp.col_upper_ = (np.concatenate([e, way * free]) for e, way in zip(ends, (-1, 1), strict=True))
-        free = np.full(units, np.inf)
-        lp.row_lower_ = np.concatenate([*bias, 0 * ones, -free])
-        lp.row_upper_ = np.concatenate([*bias, free, self.constant])
+        self.bias = 0.0 if dense[-1].bias is None else sign * float(dense[-1].bias[unit])
+        self.dual = np.zeros(3 * len(self.a))
+        self.solver = solver_with(threads=1, presolve="off", solver="simplex")
+        self.solver.passModel(self._program(np.concatenate([bias for _, bias in layers])))
+        self.now = np.full(len(self.a), -2, dtype=np.int8)  # nothing is said yet
+        self._assume(self.assumed)
+
+    def _rows(self, weights: list[np.ndarray]):
+        """a − W·h', then h − a, then h − slope·a, of all units; sparse."""
+        from scipy.sparse import coo_matrix
+
+        units = len(self.a)
+        each, ones = np.arange(units), np.ones(units)
+        found = [(each, self.a, ones), (units + each, self.h, ones), (units + each, self.a, -ones)]
+        found += [(2 * units + each, self.h, ones), (2 * units + each, self.a, -self.slope)]
+        row = read = 0  # the first of a layer's rows, and of the columns that it reads
+        for weight, (first, following) in zip(weights, pairwise(self.firsts.tolist()), strict=True):
+            at, by = np.nonzero(weight)
+            found.append((row + at, read + by, -weight[at, by]))
+            row, read = row + len(weight), (first + following) // 2
+        rows, columns, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return coo_matrix((values, (rows, columns)), shape=(3 * units, self.firsts[-1])).tocsr()
+
+    def _program(self, bias: np.ndarray):
+        import highspy
+
+        lp, units = highspy.HighsLp(), len(self.a)
+        free, rows = np.full(2 * units, np.inf), np.full(units, np.inf)
+        box = [getattr(self.walk.ranges[0], end)[0].flatten().double().numpy() for end in ("lower", "upper")]
+        lp.num_row_, lp.num_col_ = self.matrix.shape
+        lp.col_cost_ = self.cost
+        lp.col_lower_, lp.col_upper_ = np.concatenate([box[0], -free]), np.concatenate([box[1], free])
+        lp.row_lower_ = np.concatenate([bias, np.zeros(units), -rows])
+        lp.row_upper_ = np.concatenate([bias, rows, self.constant])
         lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
         lp.a_matrix_.start_, lp.a_matrix_.index_ = self.matrix.indptr, self.matrix.indices
         lp.a_matrix_.value_ = self.matrix.data
-        self.solver = solver_with(threads=1, presolve="off", solver="simplex")
-        self.solver.passModel(lp)
-        self.dual = np.zeros(3 * units)
-        self.now = np.full(units, -2, dtype=np.int8)  # nothing is said yet
-        self._assume(self.assumed)
+        return lp
 
     def _assume(self, pieces: np.ndarray) -> None:
         """Bounds of the units whose assumption has changed."""
@@ -157,13 +165,14 @@ class Triangles:
             found = self.solver.getSolution()
             self.dual, at = np.array(found.row_dual), np.array(found.col_value)
             x = torch.from_numpy(at[: self.inputs]).view(self.walk.ranges[0].lower.shape[1:])
-            return Solved(x, self._gaps(at), *self._multipliers(self.dual))
+            least = self.solver.getInfo().objective_function_value + self.bias
+            return Solved(least, x, self._gaps(at), *self._multipliers(self.dual))
         if status == highspy.HighsModelStatus.kInfeasible:
             _, known, ray = self.solver.getDualRay()
             if known and (size := np.abs(ray).max()) > 0:  # the bound grows without end along it
                 far = FAR * max(1.0, np.abs(self.dual).max()) / size
                 none = torch.zeros(len(self.a), dtype=torch.float64)
-                return Solved(None, none, *self._multipliers(self.dual + far * ray))
+                return Solved(math.inf, None, none, *self._multipliers(self.dual + far * ray))
         return None
 
     def _gaps(self, at: np.ndarray) -> Tensor:
@@ -189,3 +198,9 @@ class Triangles:
             found[op.target] = torch.from_numpy(flat[start : start + shape.numel()]).float().view(shape)
             start += shape.numel()
         return found
+
+
+def _numbers(op: Dense) -> tuple[np.ndarray, np.ndarray]:
+    """A layer's weight (out, in) and bias (out,)."""
+    bias = torch.zeros(len(op.weight)) if op.bias is None else op.bias
+    return op.weight.double().numpy(), bias.double().numpy()
