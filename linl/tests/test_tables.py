@@ -31,8 +31,8 @@ MADE = {
             "stability.csv", "stability.md", "stability.png", "stability_stages.csv", "stability_stages.md",
             "stability_counting.csv", "stability_counting.md", "stability_counting.png",
         ],
-        "proof_speed": ["proof_speed.csv", "proof_speed.md"],
         "linear_stable": ["linear_stable.csv", "linear_stable.md", "linear_stable.png"],
+        "proof_speed": ["proof_speed.csv", "proof_speed.md"],
     },
     "regions": {
         "regions": ["regions.csv", "regions.md", "regions.png", "regions_shallow.csv", "regions_shallow.md",
