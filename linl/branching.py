@@ -150,8 +150,8 @@ class Branching:
         if bound < self.end:
             self.triangles = relaxed(self.walk, self.value, self.unit, self.sign)
             bound, first, score = self._polished(bound, first, score, PATIENCE)
-        proved = first[bound >= self.end]
-        open_, scores = first[bound < self.end], score[bound < self.end]
+        sure = bound >= self.end
+        proved, open_, scores = first[sure], first[~sure], score[~sure]
         while len(open_):
             if time.perf_counter() > self.until:
                 return None
@@ -160,8 +160,12 @@ class Branching:
                 parts, kept = open_[whole], ~whole
                 bound, parts, score = self._bound(parts, 0 if self.triangles else MORE)
                 bound, parts, score = self._polished(bound, parts, score, math.inf)
-                if bool(((bound < self.end) & (score.amax(1) <= 0)).any()):
-                    return None
+                stuck = ~(bound >= self.end) & (score.amax(1) <= 0)
+                if stuck.any():  # the solver has no answer, or one that falls short: patience is left
+                    more, last, _ = self._bound(parts[stuck], MORE) if self.triangles else (bound[stuck], parts, score)
+                    if not (more >= self.end).all():
+                        return None
+                    proved, bound, parts, score = proved + last, bound[~stuck], parts[~stuck], score[~stuck]
             else:
                 kept = torch.arange(len(open_)) < len(open_) - AT_ONCE
                 bound, parts, score = self._bound(self._halves(open_[~kept], scores[~kept]), STEPS)
@@ -283,7 +287,7 @@ class Branching:
         for mine, theirs in zip(leaves.parts[1:], better.parts[1:], strict=True):
             for target, t in mine.items():
                 t[unsure[some]] = theirs[target][some]
-        bound[unsure] = torch.maximum(lifted, bound[unsure])
+        bound[unsure] = torch.where(some, lifted, bound[unsure])  # no number is no proof
         score[unsure] = gaps.to(score)
         if short.any():  # the program knows each ReLU's range, too: cut on, as long as there is something to cut
             left_whole = self.triangles.open & (fixed[unsure[short]].numpy() < 0)

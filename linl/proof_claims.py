@@ -35,16 +35,23 @@ def _faster(done: pd.DataFrame, data: str, published: int, source: str, trained:
     seconds, late = (cases[column].unstack("way") for column in ("seconds", "undecided"))
     late = late > 0
     told = ~(late[A_UNIT] & late[ONE])  # of a way that was late only the least that it takes is known
-    one, linl = ((seconds[A_UNIT] / seconds[way])[told] for way in (ONE, "linl"))
-    reached = (one >= published) & ~late[ONE][told]
-    least = "at least " if late[A_UNIT][told].any() else ""
-    ours = f"{least}{_span(one)} ×; linl: {least}{_span(linl)} ×; {len(one)} network{'s' * (len(one) > 1)}"
-    unanswered = int(late[ONE][told].sum())
-    ours += f", {unanswered} of them without an answer of the one program in time" if unanswered else ""
+    seconds, late, count = seconds[told], late[told], int(told.sum())
+    if not count:
+        return row(*what, otherwise("not reproduced", SOLVER), "no answer in time, either way", schedule, group)
+    factors = {way: seconds[A_UNIT] / seconds[way] for way in (ONE, "linl")}
+    reached = (factors[ONE] >= published) & ~late[ONE]
+    ours = f"{_told(factors[ONE], late[A_UNIT], late[ONE])}; linl: {_told(factors['linl'], late[A_UNIT], late['linl'])}"
+    ours += f"; {count} network{'s' * (count > 1)}"
     return row(*what, otherwise(share(reached.tolist(), "networks"), SOLVER), ours, schedule, group)
 
 
-def _span(factors: pd.Series) -> str:
-    """ "0.3 to 227", or one figure."""
+def _told(factors: pd.Series, slow_late: pd.Series, late: pd.Series) -> str:
+    """ "at most 0.1 to 227 ×", with what is known of a way that wasn't done in time."""
     ends = [f"{end:.3g}" for end in (factors.min(), factors.max())]
-    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+    least, most = slow_late[factors.idxmax()], late[factors.idxmin()]
+    words = f"{'at most ' * bool(most)}{ends[0]}"
+    if ends[0] != ends[1]:
+        words += f" to {'at least ' * bool(least)}{ends[1]}"
+    else:
+        words = f"{'at least ' * bool(least)}{words}"
+    return f"{words} ×"

@@ -1,14 +1,16 @@
 """How the papers prove a ReLU stable, re-enacted with HiGHS: a program a unit, and one program for all units.
 
 Both ask a mixed-integer solver, of the whole box: each ReLU h = max(0, a) before the one in question is a = h − χ with
-h ≤ M·z, χ ≤ μ·(1 − z) and a binary z, M and μ from intervals. `program_a_unit` is the baseline (Serra et al., CPAIOR
-2020, arXiv 2001.00218): layer by layer, for each unit its largest and its smallest input, stopped as soon as the sign
-is known. `one_program` is their faster way (NeurIPS 2021, arXiv 2102.07804): training images show most units in both
-states; then one program looks for an input that shows as many of the missing states as can be, until there is none.
+h ≤ M·z, χ ≤ μ·(1 − z) and a binary z, M and μ from intervals, or from what was bounded before. `program_a_unit` is the
+baseline (Serra et al., CPAIOR 2020, arXiv 2001.00218): layer by layer, for each unit its largest and its smallest
+input, stopped as soon as the sign is known. `one_program` is their faster way (NeurIPS 2021, arXiv 2102.07804):
+training images show most units in both states; then one program looks for an input that shows as many of the missing
+states as can be, until there is none.
 They stand here to be compared with `linl.analyse`, which is surer (the solver's tolerances count for nothing there)
 and takes any network. What differs from the published code: HiGHS for Gurobi; as HiGHS takes no lazy constraints, the
 one program is put again without the states that an input has shown, rather than gone on with; and a state counts as
-shown only beyond a margin, since the solver likes inputs at which a ReLU's input is zero, and calls those either.
+shown only beyond a margin, since the solver likes inputs at which a ReLU's input is zero, and calls those either. In
+the end the program is put with the margin on the other side: a unit that comes so near is called neither.
 """
 
 from __future__ import annotations
@@ -118,15 +120,18 @@ def one_program(net: nn.Module, box: Box, *, images: Tensor | None = None, time_
     while candidates.count and clock.left:
         programs += 1
         answer = model.shown(candidates.missing, clock.left)
-        if answer is None:  # time was up, or proved: no input shows any of them
+        if answer is None and (model.near or not model.proved):
             break
+        if answer is None:  # no input shows any of them; does one come near?
+            model.look_near(candidates.missing)
+            continue
         point, claimed = answer
         before = candidates.count
         seen.look(box.clip(torch.from_numpy(point).view(1, *box.shape)), "solver")
         candidates.show(seen)
-        if candidates.count == before:  # by the solver's tolerance alone
+        if candidates.count == before:  # by the solver's word alone, or by less than its tolerance
             candidates.give_up(claimed)
-    proved = not candidates.count or (programs > 0 and model.proved)
+    proved = not candidates.count or (programs > 0 and model.near and model.proved)
     return Settled(candidates.states(proved), programs, asked, clock.spent)
 
 
@@ -183,7 +188,8 @@ def _dense(read: Program) -> list[tuple[np.ndarray, np.ndarray]]:
     """
     ops = [op for op in read.ops if not isinstance(op, Reshape)]
     kinds = [type(op).__name__ for op in ops]
-    if kinds != ["Dense", "Bend"] * len(read.bends) + ["Dense"] or any(len(op.sources) > 1 for op in ops):
+    chain = ["Dense", "Bend"] * len(read.bends) + ["Dense"]
+    if not read.bends or kinds != chain or any(len(op.sources) > 1 for op in ops):
         raise ValueError("the published programs are for linear layers with a ReLU after each but the last")
     for op in read.bends:
         if op.pieces.clamp != (0.0, None):
@@ -252,9 +258,9 @@ class _Model:
         sizes = [len(bias) for _, bias in layers.dense[:sites]]
         starts = np.cumsum([inputs, *(3 * n for n in sizes)])
         self.width, self.inputs = int(starts[-1]), inputs
-        self.last = starts[-2] + np.arange(sizes[-1]) if sites else np.arange(inputs)
+        self.last = starts[-2] + np.arange(sizes[-1])
         at = [[s + k * n + np.arange(n) for s, n in zip(starts, sizes, strict=False)] for k in range(3)]
-        *self.parts, self.binaries = (np.concatenate(columns) if columns else np.zeros(0, int) for columns in at)
+        *self.parts, self.binaries = (np.concatenate(columns) for columns in at)
         low, high = (t.flatten().double().numpy() for t in (layers.box.lower[0], layers.box.upper[0]))
         columns, rows, sides = [(low, high)], [], []
         for site, (weight, bias) in enumerate(layers.dense[:sites]):
@@ -320,21 +326,39 @@ class _Model:
         return _Answer(False if most < -SIGN else None, most)
 
     def add_states(self, asked: np.ndarray) -> None:
-        """Columns p and q for states (2, units) that are asked for: 1 where a unit is active, inactive by 2·SIGN."""
+        """Binaries p and q for states (2, units) that are asked for: 1 only where a unit is (in)active by SIGN."""
         import highspy
 
+        self.near, self.rows = False, self.solver.getNumRow()
         self.shows = np.full(asked.shape, -1)
         count = int(asked.sum())
         self.shows[asked] = self.width + np.arange(count)
         self.solver.addVars(count, np.zeros(count), np.ones(count))
+        for column in range(self.width, self.width + count):
+            self.solver.changeColIntegrality(column, highspy.HighsVarType.kInteger)
         for state, units in enumerate(asked):
             for unit in np.flatnonzero(units):
                 mine, z = self.shows[state, unit], self.binaries[unit]
                 part = self.parts[state][unit]  # h of an active unit, χ of an inactive one
                 at_most, sign = (0.0, -1.0) if state == 0 else (1.0, 1.0)
                 self.solver.addRow(-highspy.kHighsInf, at_most, 2, np.array([mine, z]), np.array([1.0, sign]))
-                self.solver.addRow(-highspy.kHighsInf, 0.0, 2, np.array([mine, part]), np.array([1.0, -0.5 / SIGN]))
+                self.solver.addRow(-highspy.kHighsInf, 0.0, 2, np.array([mine, part]), np.array([1.0, -1.0 / SIGN]))
         self.width += count
+
+    def look_near(self, missing: np.ndarray) -> None:
+        """From here on a state that is missing (2, units) counts as shown where SIGN is short of it, too."""
+        import highspy
+
+        self.near, inf = True, highspy.kHighsInf
+        for row in range(self.rows, self.solver.getNumRow()):
+            self.solver.changeRowBounds(row, -inf, inf)
+        for state, units in enumerate(missing):
+            for unit in np.flatnonzero(units):
+                h, chi = (part[unit] for part in self.parts)
+                own, other = (h, chi) if state == 0 else (chi, h)
+                far = self.solver.getLp().col_upper_[other]  # p·far ≤ far + SIGN + what it is active, inactive by
+                columns = np.array([self.shows[state, unit], own, other])
+                self.solver.addRow(-inf, far + SIGN, 3, columns, np.array([far, -1.0, 1.0]))
 
     def shown(self, missing: np.ndarray, seconds: float) -> tuple[np.ndarray, np.ndarray] | None:
         """An input (inputs,) that shows some of the missing states (2, units), and which it shows by the solver's word;

@@ -58,7 +58,8 @@ def analyse(
             branch and bound and the mixed-integer solver too, until every unit is settled or time is up.
         time_limit: seconds for everything; None for no limit. What is settled by then is returned.
         images: (n, *shape), where to look for witnesses first; those outside the box are moved to its border.
-        unit_time_limit: seconds of the solver for one question, and half as many of branch and bound before.
+        unit_time_limit: seconds of the solver for one question, and half as many of branch and bound before; each has
+            a first try of a few seconds besides.
         seed: of the sampled points.
         state: an earlier answer for this network and box, to go on from.
 
@@ -311,12 +312,14 @@ class _Funnel:
         first try; branch and bound comes first, since its proofs are checked without a solver.
         """
         self._optimize(op, walk, known)
-        for branching, asking in (FIRST, (BRANCHING, math.inf)):
-            self._branch(op, walk, min(branching, self.unit_limit / 2))
-            if not len(self._undecided(op.site)):
-                return
-            notes = self._ask(op, walk, known, min(asking, self.unit_limit))
-        self.state.notes += notes
+        notes: list[str] = []
+        try:
+            for branching, asking in (FIRST, (BRANCHING, math.inf)):
+                self._branch(op, walk, min(branching, self.unit_limit / 2))
+                if len(self._undecided(op.site)):
+                    notes = self._ask(op, walk, known, min(asking, self.unit_limit))
+        finally:
+            self.state.notes += notes if len(self._undecided(op.site)) else []
 
     def _questions(self, op: Bend) -> list[tuple[int, float, bool]]:
         """(unit, bend, up): what has to be impossible for each undecided unit to be stable."""
@@ -383,6 +386,8 @@ class _Funnel:
             if bound >= sign * bend:
                 walk.ranges[value] = _cut(walk.ranges[value], unit, up, sign * bound)
                 self.state.shares[op.site, unit, int(sign)] = solved.share
+                with torch.no_grad():
+                    self._learn(op, walk, "optimized")
             elif solved.least >= sign * bend:
                 left.append((unit, bend, up))
         return left

@@ -39,8 +39,8 @@ class Solved:
     Attributes:
         least: the value there, by the solver's word; inf where the part is empty.
         point: the input (*shape) at which the relaxed network is least; None where the part is empty.
-        gap: (units,) how far each open ReLU is from its triangle's sides there, times the price of it: a cut at one
-            without a gap leaves the least value as it is.
+        gap: (units,) how far each open ReLU is above max(0, a) there, times the price of it: a cut at one without a gap
+            leaves the least value as it is.
         share, pull: slopes below and multipliers, by activation's target, (*shape) float32, as in
             `linl.branching.Leaves`.
     """
