@@ -162,7 +162,9 @@ class Branching:
                 bound, parts, score = self._polished(bound, parts, score, math.inf)
                 stuck = ~(bound >= self.end) & (score.amax(1) <= 0)
                 if stuck.any():  # the solver has no answer, or one that falls short: patience is left
-                    more, last, _ = self._bound(parts[stuck], MORE) if self.triangles else (bound[stuck], parts, score)
+                    if self.triangles is None:
+                        return None
+                    more, last, _ = self._bound(parts[stuck], MORE)
                     if not (more >= self.end).all():
                         return None
                     proved, bound, parts, score = proved + last, bound[~stuck], parts[~stuck], score[~stuck]
@@ -264,9 +266,7 @@ class Branching:
         until = min(self.until, time.perf_counter() + seconds)
         better, fixed, gaps = leaves[unsure], leaves.flat(), score[unsure].double()
         points: list[Tensor] = []
-        beyond = torch.zeros(
-            len(unsure), dtype=torch.bool
-        )  # what the solver says; how far linl's bound follows is open
+        beyond = torch.zeros(len(unsure), dtype=torch.bool)  # by the solver's word
         for place, part in enumerate(unsure.tolist()):
             if (left := until - time.perf_counter()) <= 0:
                 break

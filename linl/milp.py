@@ -13,6 +13,7 @@ Columns go to the solver as shares of their range and rows over their largest nu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ MARGIN = 1e-6
 answers aren't believed."""
 TOLERANCE = 1e-9
 """Of the solver, for constraints and for 0/1 variables."""
+Ends = tuple[np.ndarray, np.ndarray]
 LARGEST = 50_000_000
 """Numbers of a model; beyond that the question isn't put."""
 
@@ -210,8 +212,7 @@ class Model:
         seconds = solver.getRunTime()
         if status == highspy.HighsModelStatus.kInfeasible:
             return Answer("impossible", None, word, seconds)
-        found = solver.getInfo().primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
-        if not found:
+        if not has_point(solver.getInfo()):
             return Answer("open", None, word, seconds)
         inputs = self.box.lower[0].numel()
         shares = np.array(solver.getSolution().col_value[:inputs])
@@ -222,24 +223,44 @@ class Model:
 
     def _lp(self, row: np.ndarray, least: float):
         """The model with the question as its last row, and as its objective (to be made small)."""
-        import highspy
         from scipy.sparse import csr_matrix
 
         matrix = csr_matrix(np.concatenate([self.rows, row[None]]))
-        lp = highspy.HighsLp()
-        lp.num_col_, lp.num_row_ = self.count, matrix.shape[0]
-        lp.col_cost_, lp.col_lower_ = -row, np.zeros(self.count)
-        lp.col_upper_ = (self.upper > self.lower).astype(float)
-        lp.row_lower_ = np.concatenate([self.row_lower, [least]])
-        lp.row_upper_ = np.concatenate([self.row_upper, [np.inf]])
-        lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-        lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
-        kinds = np.empty(self.count, dtype=object)
+        columns = np.zeros(self.count), (self.upper > self.lower).astype(float)
+        rows = np.concatenate([self.row_lower, [least]]), np.concatenate([self.row_upper, [np.inf]])
         first = min(self.binaries.values(), default=self.count)
-        kinds[:] = highspy.HighsVarType.kContinuous
-        kinds[first:] = highspy.HighsVarType.kInteger
+        return linear_program(-row, columns, matrix, rows, np.arange(first, self.count))
+
+
+def linear_program(cost: np.ndarray, columns: Ends, matrix, rows: Ends, integers: Sequence[int] | None = None):
+    """A program in HiGHS's form: cost·x made small, for x between the ends of `columns` and matrix·x between those of
+    `rows`.
+
+    Args:
+        cost: (n,).
+        columns, rows: lower and upper ends, (n,) and (m,) each, infinite where there is none.
+        matrix: (m, n), scipy's, sparse by rows.
+        integers: columns of whole numbers; None for a program without.
+    """
+    import highspy
+
+    lp = highspy.HighsLp()
+    lp.num_row_, lp.num_col_ = matrix.shape
+    lp.col_cost_, (lp.col_lower_, lp.col_upper_), (lp.row_lower_, lp.row_upper_) = cost, columns, rows
+    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
+    if integers is not None:
+        kinds = np.full(len(cost), highspy.HighsVarType.kContinuous, dtype=object)
+        kinds[integers] = highspy.HighsVarType.kInteger
         lp.integrality_ = list(kinds)
-        return lp
+    return lp
+
+
+def has_point(info) -> bool:
+    """Whether a run of the solver ended with a point that it takes for feasible."""
+    import highspy
+
+    return info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
 
 
 def solver_with(**options):

@@ -9,6 +9,7 @@ import hashlib
 import math
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,6 +51,12 @@ class Dense(Op):
     weight: Tensor = None
     bias: Tensor | None = None
     inputs: torch.Size = ()
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """weight (out, in) and bias (out,), zeros where there is none; float64."""
+        bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+        return self.weight.detach().double().numpy(), bias.detach().double().numpy()
 
     @property
     def fans(self) -> tuple[int, int]:

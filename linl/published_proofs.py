@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from linl.bounds import bound
 from linl.boxes import Box
-from linl.milp import run, solver_with
+from linl.milp import has_point, linear_program, run, solver_with
 from linl.program import Dense, Program, Reshape
 from linl.ranges import Range
 from linl.reading import program
@@ -194,12 +194,7 @@ def _dense(read: Program) -> list[tuple[np.ndarray, np.ndarray]]:
     for op in read.bends:
         if op.pieces.clamp != (0.0, None):
             raise ValueError(f"{op.name} is no ReLU: the published programs know none but those")
-    found = []
-    for op in ops:
-        if isinstance(op, Dense):
-            bias = torch.zeros(len(op.weight)) if op.bias is None else op.bias
-            found.append((op.weight.detach().double().numpy(), bias.detach().double().numpy()))
-    return found[:-1]
+    return [op.arrays for op in ops[:-1] if isinstance(op, Dense)]
 
 
 class _Candidates:
@@ -251,7 +246,6 @@ class _Model:
     """The first `sites` layers with their ReLUs, in HiGHS; columns: the inputs, then h, χ and z of each layer."""
 
     def __init__(self, layers: _Layers, sites: int) -> None:
-        import highspy
         from scipy.sparse import csr_matrix, diags, hstack, identity, vstack
 
         inputs = layers.box.lower[0].numel()
@@ -283,20 +277,9 @@ class _Model:
                 sides.append((np.broadcast_to(at_least, n), at_most))
         self.solver = solver_with(threads=1)
         self.proved, self._reached, self._refuted = False, 0.0, 0.0
-        self._pass(highspy, columns, vstack(rows).tocsr(), sides)
-
-    def _pass(self, highspy, columns, matrix, sides) -> None:
-        lp = highspy.HighsLp()
-        lp.num_col_, lp.num_row_ = self.width, matrix.shape[0]
-        lp.col_cost_ = np.zeros(self.width)
-        lp.col_lower_, lp.col_upper_ = (np.concatenate(side) for side in zip(*columns, strict=True))
-        lp.row_lower_, lp.row_upper_ = (np.concatenate(side) for side in zip(*sides, strict=True))
-        lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-        lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
-        kinds = np.full(self.width, highspy.HighsVarType.kContinuous, dtype=object)
-        kinds[self.binaries] = highspy.HighsVarType.kInteger
-        lp.integrality_ = list(kinds)
-        self.solver.passModel(lp)
+        self.ends, ends = (tuple(map(np.concatenate, zip(*pairs, strict=True))) for pairs in (columns, sides))
+        cost, matrix = np.zeros(self.width), vstack(rows).tocsr()
+        self.solver.passModel(linear_program(cost, self.ends, matrix, ends, self.binaries))
         self.solver.cbMipInterrupt += self._known
 
     def _known(self, event) -> None:
@@ -321,7 +304,7 @@ class _Model:
         cost[self.last] = -weight
         info = self._ask(cost, -bias, -SIGN, SIGN, seconds)
         most = -info.mip_dual_bound if np.isfinite(info.mip_dual_bound) else np.inf
-        if _has_point(info) and info.objective_function_value <= -SIGN:
+        if has_point(info) and info.objective_function_value <= -SIGN:
             return _Answer(True, most)
         return _Answer(False if most < -SIGN else None, most)
 
@@ -356,7 +339,7 @@ class _Model:
             for unit in np.flatnonzero(units):
                 h, chi = (part[unit] for part in self.parts)
                 own, other = (h, chi) if state == 0 else (chi, h)
-                far = self.solver.getLp().col_upper_[other]  # p·far ≤ far + SIGN + what it is active, inactive by
+                far = self.ends[1][other]  # p·far ≤ far + SIGN + what it is active, inactive by
                 columns = np.array([self.shows[state, unit], own, other])
                 self.solver.addRow(-inf, far + SIGN, 3, columns, np.array([far, -1.0, 1.0]))
 
@@ -366,14 +349,8 @@ class _Model:
         cost = np.zeros(self.width)
         cost[self.shows[missing]] = -1.0
         info = self._ask(cost, 0.0, -0.5, -0.5, seconds)
-        if _has_point(info) and info.objective_function_value <= -0.5:
+        if has_point(info) and info.objective_function_value <= -0.5:
             values = np.array(self.solver.getSolution().col_value)
             return values[: self.inputs], missing & (values[self.shows] >= 0.5)
         self.proved = info.mip_dual_bound > -0.5
         return None
-
-
-def _has_point(info) -> bool:
-    import highspy
-
-    return info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from linl.crown import Pass
-from linl.milp import run, solver_with
+from linl.milp import linear_program, run, solver_with
 from linl.program import Bend, Dense, Op, Reshape
 
 LARGEST = 2_000_000
-"""Numbers of a program; of larger ones none is made."""
+"""Numbers of the layers' weights; for more, no program is made."""
 TOLERANCE = 1e-7
 """Gaps below that, in sizes of a triangle, are the solver's own rounding."""
 LEAST = 1e-3
@@ -52,12 +52,13 @@ class Solved:
     pull: dict[int, Tensor]
 
 
-def relaxed(walk: Pass, value: int, unit: int, sign: float) -> Triangles | None:
+def relaxed(walk: Pass, value: int, unit: int, sign: float, largest: int = LARGEST) -> Triangles | None:
     """The program for sign·unit of a value; None where the network before it isn't of the kind, or is too large.
 
     Args:
         walk: with the ranges of every value before `value`; of one box.
         value, unit, sign: what is asked.
+        largest: numbers of the layers' weights, at most.
     """
     path = [op for op in walk.program.upto(value) if not isinstance(op, Reshape)]
     dense, bends = path[::2], path[1::2]
@@ -65,7 +66,7 @@ def relaxed(walk: Pass, value: int, unit: int, sign: float) -> Triangles | None:
         return None
     if not all(isinstance(op, Bend) and op.pieces.clamp == (0.0, None) for op in bends):
         return None
-    if sum(op.weight.numel() for op in dense) > LARGEST:
+    if sum(op.weight.numel() for op in dense) > largest:
         return None
     return Triangles(walk, dense, bends, unit, sign)
 
@@ -78,7 +79,7 @@ class Triangles:
 
     def __init__(self, walk: Pass, dense: list[Dense], bends: list[Op], unit: int, sign: float) -> None:
         self.walk, self.bends, self.inputs = walk, bends, walk.ranges[0].lower[0].numel()
-        layers = [_numbers(op) for op in dense[:-1]]
+        layers = [op.arrays for op in dense[:-1]]
         sizes = [len(bias) for _, bias in layers]
         self.firsts = self.inputs + 2 * np.cumsum([0, *sizes])  # of each layer's columns
         pairs = list(zip(self.firsts, sizes, strict=False))
@@ -119,20 +120,12 @@ class Triangles:
         return coo_matrix((values, (rows, columns)), shape=(3 * units, self.firsts[-1])).tocsr()
 
     def _program(self, bias: np.ndarray):
-        import highspy
-
-        lp, units = highspy.HighsLp(), len(self.a)
+        units, box = len(self.a), self.walk.ranges[0]
         free, rows = np.full(2 * units, np.inf), np.full(units, np.inf)
-        box = [getattr(self.walk.ranges[0], end)[0].flatten().double().numpy() for end in ("lower", "upper")]
-        lp.num_row_, lp.num_col_ = self.matrix.shape
-        lp.col_cost_ = self.cost
-        lp.col_lower_, lp.col_upper_ = np.concatenate([box[0], -free]), np.concatenate([box[1], free])
-        lp.row_lower_ = np.concatenate([bias, np.zeros(units), -rows])
-        lp.row_upper_ = np.concatenate([bias, rows, self.constant])
-        lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-        lp.a_matrix_.start_, lp.a_matrix_.index_ = self.matrix.indptr, self.matrix.indices
-        lp.a_matrix_.value_ = self.matrix.data
-        return lp
+        ends = [end[0].flatten().double().numpy() for end in (box.lower, box.upper)]
+        columns = np.concatenate([ends[0], -free]), np.concatenate([ends[1], free])
+        sides = np.concatenate([bias, np.zeros(units), -rows]), np.concatenate([bias, rows, self.constant])
+        return linear_program(self.cost, columns, self.matrix, sides)
 
     def _assume(self, pieces: np.ndarray) -> None:
         """Bounds of the units whose assumption has changed."""
@@ -198,9 +191,3 @@ class Triangles:
             found[op.target] = torch.from_numpy(flat[start : start + shape.numel()]).float().view(shape)
             start += shape.numel()
         return found
-
-
-def _numbers(op: Dense) -> tuple[np.ndarray, np.ndarray]:
-    """A layer's weight (out, in) and bias (out,)."""
-    bias = torch.zeros(len(op.weight)) if op.bias is None else op.bias
-    return op.weight.double().numpy(), bias.double().numpy()
