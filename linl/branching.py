@@ -15,19 +15,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from linl.crown import Pass, ascend_, rounded
 from linl.program import Bend
+from linl.reliability import Part, Tree
 from linl.triangles import Triangles, relaxed
 
 AT_ONCE = 64  # domains that are cut at a time
 TRIED = 12  # cuts that are tried for each
 STEPS = 8  # of gradient ascent on a half's slopes and multipliers
 MORE = 300  # likewise, where nothing is left to cut
-LEAST = 1e-9  # the score of a unit that none speaks for, where one must be cut
-PATIENCE = 0.2  # seconds that linear programs may take for some parts, whatever those took before
 
 
 @dataclass
@@ -114,66 +114,115 @@ class Branching:
         walk: with sound ranges of every value before `value`; of one box.
         value, unit, sign, end: the question.
         look: takes points (n, *shape) and says whether the question is settled by one of them.
-        seconds: after which the search gives up.
+        made: the linear program for the value's units, if there is one; it may be shared by several searches. None: it
+            is made here.
+
+    Attributes:
+        domains: how many parts were bounded.
     """
 
     def __init__(
-        self, walk: Pass, value: int, unit: int, sign: float, end: float, look: Callable[[Tensor], bool], seconds: float
+        self,
+        walk: Pass,
+        value: int,
+        unit: int,
+        sign: float,
+        end: float,
+        look: Callable[[Tensor], bool],
+        made: Callable[[], Triangles | None] | None = None,
     ) -> None:
         self.walk, self.value, self.unit, self.sign, self.end, self.look = walk, value, unit, sign, end, look
-        self.until = time.perf_counter() + seconds
+        self.made = made or (lambda: relaxed(walk, value))
         self.bends = [op for op in walk.program.upto(value) if isinstance(op, Bend)]
         self.domains = 0
-        self.triangles: Triangles | None = None
+        self.tree: Tree | None = None
 
-    def run(self) -> Leaves | None:
-        """The leaves of a proof; None where there is none: a point was found, time is up, or nothing is left to cut."""
+    def run(self, seconds: float) -> Leaves | None:
+        """The leaves of a proof; None where there is none: a point was found, time is up, or nothing is left to cut.
+
+        Asked again, a search by linear programs goes on from where it stopped, as long as nothing before the value is
+        known better than it was.
+
+        Args:
+            seconds: after which it gives up.
+        """
+        self.until = time.perf_counter() + seconds
         if not self.bends:
             return None
         try:
-            return self._search()
+            return self._by_programs(self.tree) if self.tree else self._search()
         except _SettledError:
             return None
 
-    def _search(self) -> Leaves | None:
+    def _by_programs(self, tree: Tree) -> Leaves | None:
+        """Parts that linear programs find; what holds by the solver's word alone is cut on."""
+        while tree.open and tree.grow(self.until):
+            parts, tree.parts = tree.parts, []
+            leaves = self._leaves(parts)
+            sure = self._least(leaves) >= self.end
+            self.proved = self.proved + leaves[sure]
+            for i in (~sure).nonzero()[:, 0].tolist():
+                tree.cut_anywhere(parts[i])
+        self.domains = tree.solved
+        # a part that nothing was found for is in nobody's hands any more: then these aren't the whole
+        return self.proved if not tree.open and self.proved.cover() else None
+
+    def raised(self, count: int, seconds: float) -> tuple[Leaves, float] | None:
+        """So many parts at most, and what they bound sign·unit by from below; None where there is no linear program.
+
+        Args:
+            count: of parts.
+            seconds: for them.
+        """
+        made = self.made() if self.bends else None
+        parts = made and Tree(made, self.unit, self.sign, math.inf).raised(count, time.perf_counter() + seconds)
+        if not parts:
+            return None
+        leaves = self._leaves(parts)
+        return (leaves, self._least(leaves).min().item()) if leaves.cover() else None
+
+    def _leaves(self, parts: list[Part]) -> Leaves:
+        fixed, start, stacked = {}, 0, torch.from_numpy(np.stack([part.fixed for part in parts]))
+        for op in self.bends:
+            shape = self.walk.program.shapes[op.target]
+            fixed[op.target] = stacked[:, start : start + shape.numel()].view(-1, *shape)
+            start += shape.numel()
+        share = {t: torch.stack([part.solved.share[t] for part in parts]) for t in fixed}
+        pull = {t: torch.stack([part.solved.pull[t] for part in parts]) for t in fixed}
+        return Leaves(fixed, share, pull)
+
+    def _whole(self) -> Leaves:
         shapes = {op.target: self.walk.program.shapes[op.target] for op in self.bends}
-        first = Leaves(
+        return Leaves(
             {t: torch.full((1, *shape), -1, dtype=torch.int8) for t, shape in shapes.items()},
             {op.target: self.walk.first_share(op, 1).float() for op in self.bends},
             {t: torch.zeros(1, *shape) for t, shape in shapes.items()},
         )
-        rows: dict[int, Tensor] = {}
+
+    def _search(self) -> Leaves | None:
+        first, rows = self._whole(), {}
         self._least(first, rows)
         # multipliers are found in shares of what they are weighed against
-        self.size = {t: float(rows[t].abs().max()) if t in rows else 0.0 for t in shapes}
+        self.size = {t: float(rows[t].abs().max()) if t in rows else 0.0 for t in first.fixed}
         bound, first, score = self._bound(first, STEPS)
-        if bound < self.end:
-            self.triangles = relaxed(self.walk, self.value, self.unit, self.sign)
-            bound, first, score = self._polished(bound, first, score, PATIENCE)
+        if bound < self.end and (made := self.made()):
+            self.tree, self.proved = Tree(made, self.unit, self.sign, self.end, self.look), first[:0]
+            return self._by_programs(self.tree)
         sure = bound >= self.end
         proved, open_, scores = first[sure], first[~sure], score[~sure]
         while len(open_):
             if time.perf_counter() > self.until:
                 return None
-            began, whole = time.perf_counter(), scores.amax(1) <= 0
-            if whole.any():  # nothing is left to cut, or nothing that gradient ascent knows of
-                parts, kept = open_[whole], ~whole
-                bound, parts, score = self._bound(parts, 0 if self.triangles else MORE)
-                bound, parts, score = self._polished(bound, parts, score, math.inf)
-                stuck = ~(bound >= self.end) & (score.amax(1) <= 0)
-                if stuck.any():  # the solver has no answer, or one that falls short: patience is left
-                    if self.triangles is None:
-                        return None
-                    more, last, _ = self._bound(parts[stuck], MORE)
-                    if not (more >= self.end).all():
-                        return None
-                    proved, bound, parts, score = proved + last, bound[~stuck], parts[~stuck], score[~stuck]
-            else:
-                kept = torch.arange(len(open_)) < len(open_) - AT_ONCE
-                bound, parts, score = self._bound(self._halves(open_[~kept], scores[~kept]), STEPS)
-                spent = time.perf_counter() - began
-                bound, parts, score = self._polished(bound, parts, score, max(PATIENCE, spent))
-                self.domains += len(bound)
+            whole = scores.amax(1) <= 0
+            if whole.any():  # nothing is left to cut: exact, but for slopes and multipliers
+                bound, last, _ = self._bound(open_[whole], MORE)
+                if not (bound >= self.end).all():
+                    return None
+                proved, open_, scores = proved + last, open_[~whole], scores[~whole]
+                continue
+            kept = torch.arange(len(open_)) < len(open_) - AT_ONCE
+            bound, parts, score = self._bound(self._halves(open_[~kept], scores[~kept]), STEPS)
+            self.domains += len(bound)
             sure = bound >= self.end
             order = bound[~sure].argsort(descending=True)  # the worst last: it is cut first
             proved = proved + parts[sure]
@@ -199,8 +248,10 @@ class Branching:
     @torch.no_grad()
     def _least(self, leaves: Leaves, seen: dict[int, Tensor] | None = None) -> Tensor:
         """Each part's bound as its slopes and multipliers stand; `seen` is given the rows, as by `Pass.least`."""
-        self.walk.choose(leaves.share, leaves.fixed, leaves.pull)
         n = len(leaves)
+        if n > 8 * AT_ONCE:
+            return torch.cat([self._least(leaves[start : start + 8 * AT_ONCE]) for start in range(0, n, 8 * AT_ONCE)])
+        self.walk.choose(leaves.share, leaves.fixed, leaves.pull)
         bound, _ = self.walk.least(self.value, torch.full((n,), self.unit), torch.full((n,), self.sign), seen=seen)
         self.walk.choose({})
         return bound[0]
@@ -235,6 +286,8 @@ class Branching:
             for i, (v, slope) in enumerate(zip(variables, slopes, strict=True)):
                 if slope is not None:
                     shared = i < len(share)
+                    if not shared:  # multipliers of assumptions alone; of ranges' ends only a linear program's are used
+                        slope = slope * (leaves.fixed[list(pull)[i - len(share)]] >= 0)
                     ascend_(
                         v,
                         slope,
@@ -249,50 +302,6 @@ class Branching:
         if self.look(corners[best < self.end]):
             raise _SettledError
         return best, kept, self._scores(kept)
-
-    def _polished(self, bound: Tensor, leaves: Leaves, score: Tensor, seconds: float) -> tuple[Tensor, Leaves, Tensor]:
-        """Where gradient ascent leaves a part open, slopes and multipliers of the linear program, if there is one; and
-        of the units those that its answer would be another without.
-
-        The worst come first, for so many seconds: a program takes a millisecond or a second, as the network is small
-        or large, and all of them are to take no longer than what they make up for.
-
-        Raises:
-            _SettledError: as `_bound`.
-        """
-        if self.triangles is None or not (bound < self.end).any():
-            return bound, leaves, score
-        unsure = bound.argsort()[: int((bound < self.end).sum())]
-        until = min(self.until, time.perf_counter() + seconds)
-        better, fixed, gaps = leaves[unsure], leaves.flat(), score[unsure].double()
-        points: list[Tensor] = []
-        beyond = torch.zeros(len(unsure), dtype=torch.bool)  # by the solver's word
-        for place, part in enumerate(unsure.tolist()):
-            if (left := until - time.perf_counter()) <= 0:
-                break
-            found = self.triangles.solve(fixed[part], left)
-            if found is None:
-                continue
-            beyond[place] = bool(found.least >= self.end)
-            if found.point is not None:
-                points.append(found.point)
-                gaps[place] = found.gap
-            for mine, now in ((better.share, found.share), (better.pull, found.pull)):
-                for target, t in mine.items():
-                    t[place] = now[target]
-        if points and self.look(torch.stack(points)):
-            raise _SettledError
-        lifted = self._least(better)
-        some, short = lifted > bound[unsure], beyond & (lifted < self.end)
-        for mine, theirs in zip(leaves.parts[1:], better.parts[1:], strict=True):
-            for target, t in mine.items():
-                t[unsure[some]] = theirs[target][some]
-        bound[unsure] = torch.where(some, lifted, bound[unsure])  # no number is no proof
-        score[unsure] = gaps.to(score)
-        if short.any():  # the program knows each ReLU's range, too: cut on, as long as there is something to cut
-            left_whole = self.triangles.open & (fixed[unsure[short]].numpy() < 0)
-            score[unsure[short]] = self._scores(better[short]) + LEAST * torch.from_numpy(left_whole)
-        return bound, leaves, score
 
     def _scores(self, leaves: Leaves) -> Tensor:
         """How much a unit's lines are apart, times its weight in the row: what a cut there may give. (n, units)"""

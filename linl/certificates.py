@@ -122,6 +122,7 @@ def _proved_again(walk: Pass, op: Bend, state: Stability, against: Tensor) -> Te
     if state.method == "local":
         return proved
     _as_kept(walk, op, state)
+    _by_parts(walk, op, state)
     for unit in ((codes >= 0) & ~_agrees(walk, op, codes)).nonzero()[:, 0].tolist():
         _proved_anew(walk, op, unit, state)
     proved = _agrees(walk, op, codes)
@@ -160,6 +161,16 @@ def _as_kept(walk: Pass, op: Bend, state: Stability) -> None:
                 walk.ranges[value] = walk.ranges[value].narrowed(some, **{side: sign * bound})
 
 
+def _by_parts(walk: Pass, op: Bend, state: Stability) -> None:
+    """Bounds of units that aren't stable, through the parts of the box that the state keeps for them."""
+    value = op.sources[0]
+    for site, unit, sign in sorted(state.trees):
+        if site == op.site and state.codes[site][unit] < 0:
+            end = torch.full((1, 1), sign * check(walk, value, unit, float(sign), state.trees[site, unit, sign]))
+            side = {"lower" if sign > 0 else "upper": end.double()}
+            walk.ranges[value] = walk.ranges[value].narrowed(torch.tensor([unit]), **side)
+
+
 def _proved_anew(walk: Pass, op: Bend, unit: int, state: Stability) -> None:
     """A unit's bounds through the parts of the box that the state keeps; else with slopes, or parts, found anew."""
     value, one = op.sources[0], torch.tensor([unit])
@@ -177,7 +188,7 @@ def _proved_anew(walk: Pass, op: Bend, unit: int, state: Stability) -> None:
         # slopes that proved it in the analysis had sharper bounds before them than the newest slopes kept give
         by_slopes = state.proofs[op.site][unit] == PROOFS.index("optimized")
         if end < sign * edge and (tree is not None or by_slopes):
-            leaves = Branching(walk, value, unit, float(sign), sign * edge, lambda points: False, SECONDS).run()
+            leaves = Branching(walk, value, unit, float(sign), sign * edge, lambda points: False).run(SECONDS)
             end = sign * edge if leaves is not None else end
         at = torch.full((1, 1), sign * end, dtype=torch.float64)
         walk.ranges[value] = known.narrowed(one, **{"lower" if sign > 0 else "upper": at})

@@ -233,7 +233,7 @@ class Pass:
             fixed: the piece (0 or 1, of two) that a unit is assumed to be in, −1 for none. The bounds then hold
                 where the assumptions do.
             pull: multipliers of the assumptions (Wang et al., Beta-CROWN, NeurIPS 2021, section 3.2); what is below 0
-                counts as 0.
+                is one of the range's other end. Where nothing is assumed, of its lower end, and below 0 of its upper.
         """
         self.chosen, self.fixed, self.pull = {}, {}, {}
         for op in self.program.ops:
@@ -245,8 +245,8 @@ class Pass:
                 self.chosen[op.target] = torch.where(open_, own, below)
         for target, pieces in (fixed or {}).items():
             self.fixed[target] = pieces[None]
-            side = torch.where(pieces < 0, 0, 2 * pieces - 1)  # on: z − bend ≥ 0; off: ≤ 0
-            self.pull[target] = (pull[target].to(self.dtype).clamp(min=0) * side)[None]
+            side = torch.where(pieces == 0, -1, 1)  # of what is at least the end, or at most
+            self.pull[target] = (pull[target].to(self.dtype) * side)[None]
 
     def _ends(self, op: Bend) -> tuple[Tensor, Tensor]:
         known = self.ranges[op.sources[0]]
@@ -321,10 +321,13 @@ class Pass:
             constant = _dot(up, low) + _dot(down, high) - _dot(up - down, slack)
             back = up * below + down * above
             pull = self.pull.get(op.target)
-            if pull is not None:  # pull·(z − bend) ≥ 0 wherever the assumptions hold
-                bend = op.pieces.bends[0]
+            if pull is not None:  # pull·(z − end) ≥ 0 wherever the assumptions hold
+                bend, pieces = op.pieces.bends[0], self.fixed[op.target]
+                low, high = (end[:, None] for end in self._ends(op))
+                low, high = torch.where(pieces == 1, bend, low), torch.where(pieces == 0, bend, high)
+                end = torch.where(pull > 0, low, torch.where(pull < 0, high, 0))
                 back = back - pull
-                constant = constant + bend * pull.flatten(2).sum(2)
+                constant = constant + _dot(pull, end)
                 constant = constant - self.eps * (here.shape[2:].numel() + 8) * _dot(pull.abs(), largest + abs(bend))
             yield op.sources[0], 1, back, constant
 

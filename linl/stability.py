@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +32,9 @@ from linl.witnesses import Witnesses
 METHODS = ("interval", "local", "crown", "exact")
 SAMPLES = 2048  # points and corners by chance that every analysis starts with, for networks of up to …
 RESTARTS = 16  # points by chance that each unit left is attacked from
-FIRST = (2.0, 10.0)  # seconds of branch and bound and of the solver for a unit, before either gets …
+ROUNDS = ((2.0, 0.0), (10.0, 10.0), (30.0, math.inf))  # seconds of branch and bound and of the solver, for a question
+PARTS, EACH = 12, 0.5  # of the box, for the ends of a unit's range, and seconds for each question that rests on them
 FEW, SMALL = 8, 20_000  # questions, and numbers of the layers before, up to which linear programs are the quicker way
-BRANCHING = 30.0  # … so many of the one, and what is left of the other
 WORK = 1 << 24  # … so many numbers in all
 
 
@@ -300,6 +301,8 @@ class _Funnel:
                     work(op, walk, known)
                 if op.site < last:
                     self._sharpen(op, walk)
+                    self._clip(op, walk)
+                    self._sharpen_by_parts(op, walk)
                 self._clip(op, walk)
                 known[op.site] = walk.ranges[value]
             with torch.no_grad():
@@ -308,15 +311,18 @@ class _Funnel:
     def _settle(self, op: Bend, walk: Pass, known: dict[int, Range]) -> None:
         """All that is left to try for an activation's undecided units.
 
-        Either of branch and bound and the solver may take forever over what the other does at once, so each has a
-        first try; branch and bound comes first, since its proofs are checked without a solver.
+        Either of branch and bound and the solver may take forever over what the other does at once, and one unit over
+        what is nothing for another, so all are tried a little before any gets more; branch and bound comes first,
+        since its proofs are checked without a solver.
         """
         self._optimize(op, walk, known)
         notes: list[str] = []
+        searches: dict[tuple[int, bool], Branching] = {}
+        made = cache(lambda: relaxed(walk, op.sources[0]))
         try:
-            for branching, asking in (FIRST, (BRANCHING, math.inf)):
-                self._branch(op, walk, min(branching, self.unit_limit / 2))
-                if len(self._undecided(op.site)):
+            for branching, asking in ROUNDS:
+                self._branch(op, walk, min(branching, self.unit_limit / 2), searches, made)
+                if len(self._undecided(op.site)) and asking:
                     notes = self._ask(op, walk, known, min(asking, self.unit_limit))
         finally:
             self.state.notes += notes if len(self._undecided(op.site)) else []
@@ -369,10 +375,10 @@ class _Funnel:
         if len(questions) > FEW:
             return questions
         value, left = op.sources[0], []
+        made = relaxed(walk, value, SMALL)
         for unit, bend, up in questions:
             sign = -1.0 if up else 1.0
-            made = relaxed(walk, value, unit, sign, SMALL)
-            solved = made and made.solve(torch.full(made.open.shape, -1, dtype=torch.int8), self.left())
+            solved = made and made.ask(unit, sign).solve(torch.full(made.open.shape, -1, dtype=torch.int8), self.left())
             if solved is None:
                 left.append((unit, bend, up))
                 continue
@@ -411,9 +417,31 @@ class _Funnel:
         with torch.no_grad():
             self._learn(op, walk, "optimized")
 
-    def _branch(self, op: Bend, walk: Pass, most: float) -> None:
-        """Branch and bound, unit by unit, for so many seconds each."""
+    def _sharpen_by_parts(self, op: Bend, walk: Pass) -> None:
+        """The ends of every open unit's range by a few parts of the box, where many questions rest on them."""
         value = op.sources[0]
+        behind = sum(int((codes == UNDECIDED).sum()) for codes in self.state.codes[op.site + 1 :])
+        if behind <= FEW or walk.exact(value):
+            return
+        made = cache(lambda: relaxed(walk, value))
+        until = time.perf_counter() + min(EACH * behind, self.left() / 4)
+        for unit in walk.open(op).tolist():
+            for sign in (1, -1):
+                seconds = until - time.perf_counter()
+                search = Branching(walk, value, unit, float(sign), math.inf, lambda points: False, made)
+                found = search.raised(PARTS, seconds) if seconds > 0 else None
+                if found is None:
+                    return
+                leaves, end = found
+                known = walk.ranges[value]
+                if end > (known.lower if sign > 0 else -known.upper).flatten()[unit]:
+                    walk.ranges[value] = _cut(known, unit, sign < 0, sign * end)
+                    self.state.trees[op.site, unit, sign] = leaves
+        with torch.no_grad():
+            self._learn(op, walk, "branching")
+
+    def _branch(self, op: Bend, walk: Pass, most: float, searches: dict[tuple[int, bool], Branching], made) -> None:
+        """Branch and bound, unit by unit, for so many seconds each; what was begun is gone on with."""
         for unit, bend, up in self._questions(op):
             codes, sign = self.state.codes[op.site], -1 if up else 1
 
@@ -423,8 +451,11 @@ class _Funnel:
                 return bool(codes[unit] != UNDECIDED)
 
             if not settled(self.box.center):
-                seconds = min(self.left(), most)
-                leaves = Branching(walk, value, unit, float(sign), sign * bend, settled, seconds).run()
+                search = searches.get((unit, up))
+                if search is None:
+                    search = Branching(walk, op.sources[0], unit, float(sign), sign * bend, settled, made)
+                    searches[unit, up] = search
+                leaves = search.run(min(self.left(), most))
                 if leaves is not None:
                     self.state.trees[op.site, unit, sign] = leaves
                     self._believe(op, walk, unit, bend, up, "branching")

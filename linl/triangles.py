@@ -1,10 +1,10 @@
 """The least value of a unit where every open ReLU before it may be anywhere in its triangle: a linear program.
 
-A ReLU h of an input a, known to lie between l and u, is over 0 and a and under the line through (l, 0) and (u, u); one
-that is assumed in a piece is on it (Ehlers, ATVA 2017). The dual of that program has the form of CROWN's bound with
-slopes and multipliers chosen (Salman et al., NeurIPS 2019), so that good ones, which gradient ascent only comes near
-to, are read off the solver's answer. They are a hint and no proof: what is bounded with them, linl.crown computes. It
-may be below the solver's least value, where that rests on the ends l and u, which a bound by straight lines forgets.
+A ReLU's input a, known to lie between l and u, is h − g, what is above 0 and what is below, and there is no more of
+both than h/u + g/−l ≤ 1 (the triangle of Ehlers, ATVA 2017); one that is assumed in a piece has no g, or no h. The
+dual of that program has the form of CROWN's bound with slopes and multipliers chosen (Salman et al., NeurIPS 2019), so
+that good ones, which gradient ascent only comes near to, are read off the solver's answer. They are a hint and no
+proof: what is bounded with them, linl.crown computes.
 For dense layers with ReLUs between, one after the other.
 """
 
@@ -25,9 +25,8 @@ from linl.program import Bend, Dense, Op, Reshape
 LARGEST = 2_000_000
 """Numbers of the layers' weights; for more, no program is made."""
 TOLERANCE = 1e-7
-"""Gaps below that, in sizes of a triangle, are the solver's own rounding."""
-LEAST = 1e-3
-"""The weight, in sizes of the largest, of a ReLU that has none: the same least value may be had elsewhere."""
+"""What is below that of both h and g, in shares of their ends, is the solver's own rounding."""
+MANY = 2**31 - 1
 FAR = 1e4
 """How far along a proof that a part is empty, in sizes of the last multipliers."""
 
@@ -39,25 +38,27 @@ class Solved:
     Attributes:
         least: the value there, by the solver's word; inf where the part is empty.
         point: the input (*shape) at which the relaxed network is least; None where the part is empty.
-        gap: (units,) how far each open ReLU is above max(0, a) there, times the price of it: a cut at one without a gap
-            leaves the least value as it is.
+        apart: (2, units) h and g of each open ReLU there, in shares of their ends, 0 where it is no ReLU's way to have
+            both: a cut at a unit with neither leaves the least value as it is.
+        weight: (units,) how high each open ReLU's triangle is, times the price of its output.
         share, pull: slopes below and multipliers, by activation's target, (*shape) float32, as in
             `linl.branching.Leaves`.
     """
 
     least: float
     point: Tensor | None
-    gap: Tensor
+    apart: np.ndarray
+    weight: np.ndarray
     share: dict[int, Tensor]
     pull: dict[int, Tensor]
 
 
-def relaxed(walk: Pass, value: int, unit: int, sign: float, largest: int = LARGEST) -> Triangles | None:
-    """The program for sign·unit of a value; None where the network before it isn't of the kind, or is too large.
+def relaxed(walk: Pass, value: int, largest: int = LARGEST) -> Triangles | None:
+    """The program for a value's units; None where the network before it isn't of the kind, or is too large.
 
     Args:
         walk: with the ranges of every value before `value`; of one box.
-        value, unit, sign: what is asked.
+        value: its number.
         largest: numbers of the layers' weights, at most.
     """
     path = [op for op in walk.program.upto(value) if not isinstance(op, Reshape)]
@@ -68,80 +69,116 @@ def relaxed(walk: Pass, value: int, unit: int, sign: float, largest: int = LARGE
         return None
     if sum(op.weight.numel() for op in dense) > largest:
         return None
-    return Triangles(walk, dense, bends, unit, sign)
+    return Triangles(walk, dense, bends)
 
 
 class Triangles:
-    """The program, its columns x and then a and h of each layer; rows a − W·h' = b, h − a ≥ 0 and h under its line.
+    """The program: columns x and then h and g of each layer, rows h − g − W·h' = b and then those of the triangles.
 
-    What changes from part to part are bounds alone, so that the solver goes on from its last solution.
+    All in shares of what they may be at most. What changes from part to part are ends of columns alone, and prices from
+    one unit to another, so that the solver goes on from its last solution.
     """
 
-    def __init__(self, walk: Pass, dense: list[Dense], bends: list[Op], unit: int, sign: float) -> None:
+    def __init__(self, walk: Pass, dense: list[Dense], bends: list[Op]) -> None:
         self.walk, self.bends, self.inputs = walk, bends, walk.ranges[0].lower[0].numel()
         layers = [op.arrays for op in dense[:-1]]
-        sizes = [len(bias) for _, bias in layers]
+        self.weights, sizes = [weight for weight, _ in layers], [len(bias) for _, bias in layers]
         self.firsts = self.inputs + 2 * np.cumsum([0, *sizes])  # of each layer's columns
         pairs = list(zip(self.firsts, sizes, strict=False))
-        self.a = np.concatenate([first + np.arange(n) for first, n in pairs])
-        self.h = np.concatenate([first + n + np.arange(n) for first, n in pairs])
-        lower, upper = (
+        self.h = np.concatenate([first + np.arange(n) for first, n in pairs])
+        self.g = np.concatenate([first + n + np.arange(n) for first, n in pairs])
+        self.lower, self.upper = (
             np.concatenate([getattr(walk.ranges[op.sources[0]], end)[0].flatten().double().numpy() for op in bends])
             for end in ("lower", "upper")
         )
-        self.open = (lower < 0) & (upper > 0)
-        self.slope = np.where(self.open, upper / np.where(self.open, upper - lower, 1.0), 0.0)
-        self.constant = -self.slope * lower  # h ≤ slope·a + constant
-        self.assumed = np.where(self.open, -1, (lower >= 0).astype(int)).astype(np.int8)  # stable ones for good
-        self.matrix = self._rows([weight for weight, _ in layers])
-        self.cost = np.zeros(self.firsts[-1])
-        self.cost[self.h[-sizes[-1] :]] = sign * dense[-1].weight[unit].double().numpy()
-        self.bias = 0.0 if dense[-1].bias is None else sign * float(dense[-1].bias[unit])
-        self.dual = np.zeros(3 * len(self.a))
-        self.solver = solver_with(threads=1, presolve="off", solver="simplex")
+        self.open = (self.lower < 0) & (self.upper > 0)
+        self.size = np.maximum(np.abs(self.lower), np.abs(self.upper))
+        self.size[self.size == 0] = 1.0
+        self.above, self.below = np.where(self.open, [self.upper, -self.lower], self.size)  # what h and g are shares of
+        self.following, self.asked = dense[-1].arrays, (-1, 0.0)
+        self.dual = np.zeros(len(self.h))
+        self.solver = solver_with(threads=1, presolve="off", solver="simplex", simplex_scale_strategy=0)
         self.solver.passModel(self._program(np.concatenate([bias for _, bias in layers])))
-        self.now = np.full(len(self.a), -2, dtype=np.int8)  # nothing is said yet
-        self._assume(self.assumed)
+        self.now = np.full(len(self.h), -1, dtype=np.int8)
 
-    def _rows(self, weights: list[np.ndarray]):
-        """a − W·h', then h − a, then h − slope·a, of all units; sparse."""
+    def _rows(self):
+        """h − g − W·h', then h + g, of all units; sparse."""
         from scipy.sparse import coo_matrix
 
-        units = len(self.a)
+        units = len(self.h)
         each, ones = np.arange(units), np.ones(units)
-        found = [(each, self.a, ones), (units + each, self.h, ones), (units + each, self.a, -ones)]
-        found += [(2 * units + each, self.h, ones), (2 * units + each, self.a, -self.slope)]
+        found = [(each, self.h, self.above / self.size), (each, self.g, -self.below / self.size)]
+        found += [(units + each, self.h, ones), (units + each, self.g, ones)]
         row = read = 0  # the first of a layer's rows, and of the columns that it reads
-        for weight, (first, following) in zip(weights, pairwise(self.firsts.tolist()), strict=True):
+        for weight, (first, following) in zip(self.weights, pairwise(self.firsts.tolist()), strict=True):
+            shares = self.above[row - weight.shape[1] : row] if row else 1.0
             at, by = np.nonzero(weight)
-            found.append((row + at, read + by, -weight[at, by]))
-            row, read = row + len(weight), (first + following) // 2
+            found.append((row + at, read + by, -(weight * shares / self.size[row : row + len(weight), None])[at, by]))
+            row, read = row + len(weight), (first + following) // 2 - len(weight)
         rows, columns, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return coo_matrix((values, (rows, columns)), shape=(3 * units, self.firsts[-1])).tocsr()
+        return coo_matrix((values, (rows, columns)), shape=(2 * units, self.firsts[-1])).tocsr()
+
+    def ask(self, unit: int, sign: float) -> Triangles:
+        """Makes it the program for the least sign·unit; returns itself."""
+        if self.asked != (unit, sign):
+            weight, bias = self.following
+            self.asked, self.last, self.bias = (unit, sign), sign * weight[unit], sign * float(bias[unit])
+            some = slice(-len(self.last), None)
+            cost = self.last * self.above[some]
+            self.price = np.abs(cost).max() or 1.0
+            self.solver.changeColsCost(len(cost), self.h[some].astype(np.int32), cost / self.price)
+        return self
 
     def _program(self, bias: np.ndarray):
-        units, box = len(self.a), self.walk.ranges[0]
-        free, rows = np.full(2 * units, np.inf), np.full(units, np.inf)
-        ends = [end[0].flatten().double().numpy() for end in (box.lower, box.upper)]
-        columns = np.concatenate([ends[0], -free]), np.concatenate([ends[1], free])
-        sides = np.concatenate([bias, np.zeros(units), -rows]), np.concatenate([bias, rows, self.constant])
-        return linear_program(self.cost, columns, self.matrix, sides)
+        box, size = self.walk.ranges[0], self.size
+        ends = [np.zeros(self.firsts[-1]), np.zeros(self.firsts[-1])]
+        for end, given in zip(ends, (box.lower, box.upper), strict=True):
+            end[: self.inputs] = given[0].flatten().double().numpy()
+        for columns, low, high in ((self.h, self.lower, self.upper), (self.g, -self.upper, -self.lower)):
+            least, most = low.clip(min=0) / size, high.clip(min=0) / size  # of one that is closed, one is 0
+            ends[0][columns], ends[1][columns] = least, np.where(self.open, 1.0, most)
+        most = np.where(self.open, 1.0, np.inf)
+        sides = np.concatenate([bias / size, np.full(len(size), -np.inf)]), np.concatenate([bias / size, most])
+        return linear_program(np.zeros(self.firsts[-1]), tuple(ends), self._rows(), sides)
 
-    def _assume(self, pieces: np.ndarray) -> None:
-        """Bounds of the units whose assumption has changed."""
-        units, inf = len(self.a), np.inf
-        for unit in np.flatnonzero(pieces != self.now):
-            piece, a, h = pieces[unit], int(self.a[unit]), int(self.h[unit])
-            sided = self.open[unit]  # of a stable unit the side needs no saying, and gets no multiplier
-            self.solver.changeColBounds(a, 0.0 if piece == 1 and sided else -inf, 0.0 if piece == 0 and sided else inf)
-            self.solver.changeColBounds(h, 0.0 if piece < 1 else -inf, 0.0 if piece == 0 else inf)
-            over, under = units + int(unit), 2 * units + int(unit)
-            self.solver.changeRowBounds(over, -inf if piece == 0 else 0.0, 0.0 if piece == 1 else inf)
-            self.solver.changeRowBounds(under, -inf, float(self.constant[unit]) if piece < 0 else inf)
+    def assume(self, pieces: np.ndarray) -> None:
+        """Units in pieces, (units,) int8, −1 for neither; those that aren't open stay as they are."""
+        for unit in np.flatnonzero((pieces != self.now) & self.open):
+            piece = pieces[unit]
+            self.solver.changeColBounds(int(self.h[unit]), 0.0, 0.0 if piece == 0 else 1.0)
+            self.solver.changeColBounds(int(self.g[unit]), 0.0, 0.0 if piece == 1 else 1.0)
         self.now = pieces.copy()
 
-    def solve(self, fixed: Tensor, seconds: float) -> Solved | None:
-        """The least value where units are assumed in pieces; None where the solver has no answer in time.
+    def least(self, seconds: float, steps: int | None = None) -> float:
+        """The least value as things are assumed, or as near as the dual simplex came in so many steps and seconds; inf
+        where nothing is left, −inf where the solver has no answer."""
+        import highspy
+
+        status = self._run(seconds, steps)
+        if status == highspy.HighsModelStatus.kInfeasible:
+            return math.inf
+        if status in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kIterationLimit):
+            return self.price * self.solver.getInfo().objective_function_value + self.bias
+        return -math.inf
+
+    def _run(self, seconds: float, steps: int | None):
+        import highspy
+
+        words, solver = highspy.HighsModelStatus, self.solver
+        solver.setOptionValue("simplex_iteration_limit", MANY if steps is None else steps)
+        solver.setOptionValue("time_limit", solver.getRunTime() + seconds)  # of all its linear programs
+        run(solver)
+        if solver.getModelStatus() in (words.kUnknown, words.kSolveError):  # once more, from nothing
+            solver.clearSolver()
+            run(solver)
+        found = solver.getModelStatus()
+        # a point just beyond the tolerances: what is made of it is a hint, as all here is
+        near = found == words.kUnknown and solver.getSolution().dual_valid
+        return words.kOptimal if near else found
+
+    def solve(self, fixed: Tensor | np.ndarray, seconds: float) -> Solved | None:
+        """The least value of what is asked where units are assumed in pieces; None where the solver has no answer in
+        time.
 
         Args:
             fixed: (units,) int8 of all activations before, in order; −1 for none.
@@ -149,40 +186,48 @@ class Triangles:
         """
         import highspy
 
-        pieces = fixed.numpy()
-        self._assume(np.where(self.assumed >= 0, self.assumed, pieces))
-        self.solver.setOptionValue("time_limit", self.solver.getRunTime() + seconds)  # of all its linear programs
-        run(self.solver)
-        status = self.solver.getModelStatus()
+        self.assume(np.asarray(fixed))
+        status, units = self._run(seconds, None), len(self.h)
         if status == highspy.HighsModelStatus.kOptimal:
             found = self.solver.getSolution()
-            self.dual, at = np.array(found.row_dual), np.array(found.col_value)
-            x = torch.from_numpy(at[: self.inputs]).view(self.walk.ranges[0].lower.shape[1:])
-            least = self.solver.getInfo().objective_function_value + self.bias
-            return Solved(least, x, self._gaps(at), *self._multipliers(self.dual))
+            self.dual, at = np.array(found.row_dual[:units]), np.array(found.col_value)
+            box = self.walk.ranges[0]
+            x = torch.from_numpy(at[: self.inputs]).view(box.lower.shape[1:])
+            x = torch.minimum(torch.maximum(x, box.lower[0]), box.upper[0])
+            least = self.price * self.solver.getInfo().objective_function_value + self.bias
+            return Solved(least, x, self._apart(at), *self._multipliers(self.dual))
         if status == highspy.HighsModelStatus.kInfeasible:
             _, known, ray = self.solver.getDualRay()
-            if known and (size := np.abs(ray).max()) > 0:  # the bound grows without end along it
+            ray = np.array(ray[:units]) if known else np.zeros(units)
+            if (size := np.abs(ray).max()) > 0:  # the bound grows without end along it
                 far = FAR * max(1.0, np.abs(self.dual).max()) / size
-                none = torch.zeros(len(self.a), dtype=torch.float64)
+                none = np.zeros((2, units))
                 return Solved(math.inf, None, none, *self._multipliers(self.dual + far * ray))
         return None
 
-    def _gaps(self, at: np.ndarray) -> Tensor:
-        gap = np.where(self.now < 0, at[self.h] - at[self.a].clip(min=0), 0.0)
-        weight = np.abs(self.dual[2 * len(self.a) :])
-        weight += LEAST * max(weight.max(), np.abs(self.cost).max())
-        return torch.from_numpy(np.where(gap > TOLERANCE * self.constant, gap * weight, 0.0))
+    def _apart(self, at: np.ndarray) -> np.ndarray:
+        apart = at[np.stack([self.h, self.g])].clip(min=0)
+        return np.where(self.open & (self.now < 0) & (apart > TOLERANCE).all(0), apart, 0.0)
 
-    def _multipliers(self, dual: np.ndarray) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        units = len(self.a)
-        left = self.cost - self.matrix.T @ dual
-        along, flat = dual[units : 2 * units].clip(min=0), left[self.h].clip(min=0)  # of h ≥ a, and of h ≥ 0
-        total = along + flat
-        share = np.where(total > 1e-12, along / np.where(total > 1e-12, total, 1.0), 0.5)
-        side = np.where(self.now == 1, 1.0, -1.0)
-        pull = np.where(self.open & (self.now >= 0), (side * left[self.a]).clip(min=0), 0.0)
-        return self._by_target(share), self._by_target(pull)
+    def _multipliers(self, dual: np.ndarray) -> tuple[np.ndarray, dict[int, Tensor], dict[int, Tensor]]:
+        """The triangles' weights; slopes and multipliers with which a row's way back is that of the equations' duals.
+
+        With p the row over h and y that over a, what p·h − y·a is at least, over a triangle or an assumed piece, is had
+        with a line whose slope is y/p, as far as a line can have it, and of the rest with a multiplier of whichever end
+        of a is in the way.
+        """
+        y = self.price * dual / self.size
+        p, row = np.zeros(len(y)), self.last
+        for number in reversed(range(len(self.weights))):
+            some = slice((self.firsts[number] - self.inputs) // 2, (self.firsts[number + 1] - self.inputs) // 2)
+            p[some], row = row, y[some] @ self.weights[number]
+        share = np.where(p > 0, (y / np.where(p > 0, p, 1.0)).clip(0, 1), 0.5)
+        slope = np.where(p > 0, share, self.upper / np.where(self.open, self.upper - self.lower, 1.0))
+        piece = np.where(self.open, self.now, self.lower >= 0)
+        rest = p * np.where(piece < 0, slope, piece) - y  # over 0 it is a multiplier of a's lower end
+        height = np.where(self.open, self.above * self.below / (self.above + self.below), 0.0)
+        pull = np.where(self.open & (piece == 0), -rest, rest)
+        return np.abs(p) * height, self._by_target(share), self._by_target(pull)
 
     def _by_target(self, flat: np.ndarray) -> dict[int, Tensor]:
         found, start = {}, 0

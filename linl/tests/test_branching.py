@@ -51,7 +51,7 @@ def test_parts_are_bounded_whatever_their_slopes_and_multipliers(kind, activatio
             chosen = open_ & (torch.rand(open_.shape) < 0.1) & (len(op.pieces.bends) == 1)
             fixed[op.target] = torch.where(chosen, above[attempt].int(), -1).to(torch.int8)[None]
             share[op.target] = torch.rand(1, *open_.shape)
-            pull[op.target] = torch.rand(1, *open_.shape) * 10 ** (3 * torch.rand(1).item() - 2)
+            pull[op.target] = torch.randn(1, *open_.shape) * 10 ** (3 * torch.rand(1).item() - 2)  # of either end
             inside &= (~chosen | (above == above[attempt])).flatten(1).all(1)
         assert inside[attempt]
         walk.choose(share, fixed, pull)
@@ -73,7 +73,7 @@ def test_a_domain_is_cut_until_the_bound_is_exact(seed):
     read = program(net, box.shape)
     value, least = read.bends[-1].sources[0], extremes(net, -np.ones(inputs), np.ones(inputs))[-1][0][0]
     walk, near = walked(net, box, value), 1e-4 * max(1.0, abs(least))
-    proof = Branching(walk, value, 0, 1.0, least - near, lambda points: False, math.inf).run()
+    proof = Branching(walk, value, 0, 1.0, least - near, lambda points: False).run(math.inf)
     assert proof is not None and proof.cover()
     assert least - near <= check(walk, value, 0, 1.0, proof) <= least + 1e-7
     if len(proof) > 1:
@@ -84,7 +84,7 @@ def test_a_domain_is_cut_until_the_bound_is_exact(seed):
         seen.extend(read.run(points)[value].flatten(1)[:, 0].tolist())
         return bool(seen) and min(seen) < least + near
 
-    assert Branching(walk, value, 0, 1.0, least + near, found, 20.0).run() is None
+    assert Branching(walk, value, 0, 1.0, least + near, found).run(20.0) is None
 
 
 def test_forged_parts_prove_nothing():
@@ -125,7 +125,7 @@ def test_branching_and_the_solver_agree(monkeypatch):
         box = Box(-torch.ones(inputs), torch.ones(inputs))
         branched = linl.analyse(net, box)
         with monkeypatch.context() as patch:
-            patch.setattr(linl.stability.Branching, "run", lambda self: None)
+            patch.setattr(linl.stability.Branching, "run", lambda self, seconds: None)
             solved = linl.analyse(net, box)
         assert branched.table["state"].equals(solved.table["state"])
         proofs += [*branched.table["proof"], *solved.table["proof"]]

@@ -55,6 +55,7 @@ ORDER = [
     "bounds",
     "milp",
     "triangles",
+    "reliability",
     "branching",
     "witnesses",
     "states",

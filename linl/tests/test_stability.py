@@ -148,7 +148,7 @@ def test_a_solver_that_says_not_set_decides_nothing(monkeypatch):
     net, inputs = small_net(7)
     box = Box(-torch.ones(inputs), torch.ones(inputs))
     monkeypatch.setattr(highspy.Highs, "getModelStatus", lambda self: highspy.HighsModelStatus.kNotset)
-    monkeypatch.setattr(linl.stability.Branching, "run", lambda self: None)
+    monkeypatch.setattr(linl.stability.Branching, "run", lambda self, seconds: None)
     monkeypatch.setattr(linl.stability.Model, "cross", _without_a_point(linl.stability.Model.cross))
     state = linl.analyse(net, box)
     assert not state.decided and any("Not Set" in note for note in state.notes)

@@ -1,0 +1,146 @@
+"""Trees of linear programs: what they prove is true, wherever they stop and are gone on with, and nothing is lost."""
+
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+import linl
+from linl import Box
+from linl.branching import Branching, check
+from linl.crown import Pass
+from linl.program import Bend
+from linl.reading import program
+from linl.reliability import Tree
+from linl.tests.brute import dense_net, extremes
+from linl.triangles import relaxed
+
+EVER = math.inf
+
+
+def asked(seed):
+    """A walk up to a network's last ReLU's inputs, their number, and their exact ends; None for one ReLU layer."""
+    net, inputs = dense_net(seed)
+    box = Box(-torch.ones(inputs), torch.ones(inputs))
+    read = program(net, box.shape)
+    if len(read.bends) < 2:
+        return None
+    walk, value = Pass(read, box), read.bends[-1].sources[0]
+    with torch.no_grad():
+        for op in read.upto(value):
+            if isinstance(op, Bend):
+                walk.tighten(op.sources[0], walk.open(op))
+            walk.step(op)
+    return walk, value, extremes(net, -np.ones(inputs), np.ones(inputs))[-1]
+
+
+DEEP = [seed for seed in range(30) if asked(seed)]
+
+
+@pytest.mark.parametrize("seed", DEEP)
+def test_a_few_parts_raise_what_is_known_of_a_unit_and_never_too_high(seed):
+    walk, value, (least, most) = asked(seed)
+    for sign, exact in ((1.0, least[0]), (-1.0, -most[0])):
+        before = -math.inf
+        for count in (1, 3, 9, 10_000):
+            leaves, end = Branching(walk, value, 0, sign, EVER, lambda points: False).raised(count, EVER)
+            scale = max(1.0, abs(exact))
+            assert before - 1e-6 * scale <= end <= exact + 1e-7 * scale
+            assert leaves.cover() and len(leaves) <= max(count, 1)
+            assert check(walk, value, 0, sign, leaves) == end, "anyone's check says the same"
+            before = end
+        assert end == pytest.approx(exact, abs=1e-5 * scale), "until nothing is left to cut"
+
+
+@cache
+def hard():
+    """The question, of all seeds', that needs the most parts, short of the exact value by a millionth."""
+    found = []
+    for seed in DEEP:
+        walk, value, (least, _) = asked(seed)
+        end = least[0] - 1e-6 * max(1.0, abs(least[0]))
+        search = Branching(walk, value, 0, 1.0, end, lambda points: False)
+        assert search.run(EVER) is not None
+        found.append((search.domains, seed, end))
+    return max(found)
+
+
+def test_a_search_goes_on_from_where_it_stopped():
+    domains, seed, end = hard()
+    assert domains >= 5, "or there is nothing to stop"
+    walk, value, _ = asked(seed)
+    search = Branching(walk, value, 0, 1.0, end, lambda points: False)
+    counts, proof = [], None
+    while proof is None and len(counts) < 1000:
+        proof = search.run(2e-3)
+        counts.append(search.tree.solved if search.tree else 0)
+    assert proof is not None and check(walk, value, 0, 1.0, proof) >= end
+    assert len(counts) > 1 and counts == sorted(counts), "no part is solved anew"
+
+
+def test_several_questions_share_a_program():
+    """Asked by turns, each has the answer that it has alone."""
+    walk, value, (least, most) = asked(hard()[1])
+    made = relaxed(walk, value)
+    units = range(len(least))
+    searches = [
+        Branching(walk, value, unit, sign, exact - 1e-4, lambda points: False, lambda: made)
+        for unit in units
+        for sign, exact in ((1.0, least[unit]), (-1.0, -most[unit]))
+    ]
+    left = list(searches)
+    for _ in range(1000):
+        left = [search for search in left if search.run(1e-3) is None]
+    assert not left
+    for search in searches:
+        alone = Branching(walk, value, search.unit, search.sign, search.end, lambda points: False).run(EVER)
+        assert check(walk, value, search.unit, search.sign, alone) >= search.end
+
+
+def test_a_part_that_nothing_is_found_for_is_no_proof(monkeypatch):
+    """Where linl's own bound never agrees with the solver, all is cut, nothing is left to cut, and nothing proved."""
+    _, seed, end = hard()
+    walk, value, _ = asked(seed)
+    monkeypatch.setattr(Branching, "_least", lambda self, leaves, seen=None: torch.full((len(leaves),), -1e9))
+    monkeypatch.setattr(
+        Branching, "_bound", lambda self, leaves, steps: (torch.tensor([-1e9]), leaves, torch.ones(1, 1))
+    )
+    search = Branching(walk, value, 0, 1.0, end, lambda points: False)
+    assert search.run(5.0) is None and search.run(5.0) is None
+
+
+def test_a_point_ends_the_search():
+    _, seed, _ = hard()
+    walk, value, (least, _) = asked(seed)
+    seen = []
+
+    def look(points):
+        seen.extend(walk.program.run(points)[value].flatten(1)[:, 0].tolist())
+        return min(seen) < least[0] + 1e-3
+
+    assert not Tree(relaxed(walk, value), 0, 1.0, least[0] + 1e-3, look).grow(EVER)
+    assert min(seen) < least[0] + 1e-3
+
+
+def test_ranges_that_rest_on_parts_are_checked_again(monkeypatch):
+    """Units that aren't stable keep the parts their ranges come from; what isn't the whole is no part of a proof."""
+    monkeypatch.setattr(linl.stability, "FEW", 0)
+    kept = 0
+    for seed in range(40):
+        net, inputs = dense_net(seed)
+        box = Box(-torch.ones(inputs), torch.ones(inputs))
+        state = linl.analyse(net, box)
+        mine = [key for key in state.trees if state.codes[key[0]][key[1]] < 0]
+        kept += len(mine)
+        for site, unit, _ in mine:
+            exact = extremes(net, -np.ones(inputs), np.ones(inputs))[site]
+            assert state.lower[site][unit] <= exact[0][unit] + 1e-7 and exact[1][unit] - 1e-7 <= state.upper[site][unit]
+        assert linl.verify_stability(net, state).complete
+        for key in mine:
+            state.trees[key] = state.trees[key][:-1]  # a part is missing: as good as none
+        forged = linl.verify_stability(net, state).table
+        state.trees = {key: leaves for key, leaves in state.trees.items() if key not in mine}
+        assert forged.equals(linl.verify_stability(net, state).table)
+    assert kept > 5
