@@ -125,7 +125,7 @@ def test_branching_and_the_solver_agree(monkeypatch):
         box = Box(-torch.ones(inputs), torch.ones(inputs))
         branched = linl.analyse(net, box)
         with monkeypatch.context() as patch:
-            patch.setattr(linl.stability.Branching, "run", lambda self, seconds: None)
+            patch.setattr(linl.settling.Branching, "run", lambda self, seconds: None)
             solved = linl.analyse(net, box)
         assert branched.table["state"].equals(solved.table["state"])
         proofs += [*branched.table["proof"], *solved.table["proof"]]

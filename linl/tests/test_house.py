@@ -59,6 +59,8 @@ ORDER = [
     "branching",
     "witnesses",
     "states",
+    "evidence",
+    "settling",
     "stability",
     "published_proofs",
     "certificates",

@@ -126,7 +126,7 @@ def test_a_point_ends_the_search():
 
 def test_ranges_that_rest_on_parts_are_checked_again(monkeypatch):
     """Units that aren't stable keep the parts their ranges come from; what isn't the whole is no part of a proof."""
-    monkeypatch.setattr(linl.stability, "FEW", 0)
+    monkeypatch.setattr(linl.settling, "FEW", 0)
     kept = 0
     for seed in range(40):
         net, inputs = dense_net(seed)

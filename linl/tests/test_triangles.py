@@ -168,7 +168,7 @@ def test_the_program_proves_in_a_few_parts_what_ascent_does_not_in_hundreds(monk
     linl.analyse(net, Box.unit(data.input_size))
     with_program = max(counted, default=0)
     counted.clear()
-    monkeypatch.setattr("linl.stability.relaxed", lambda *asked: None)
+    monkeypatch.setattr("linl.settling.relaxed", lambda *asked: None)
     linl.analyse(net, Box.unit(data.input_size), unit_time_limit=2.0)
     assert 0 < 10 * with_program < max(counted)
 
