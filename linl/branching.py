@@ -64,21 +64,24 @@ class Leaves:
 
     def cover(self) -> bool:
         """Whether the parts are the whole domain: a tree of cuts, every cut with both its sides."""
-        return _covers(self.flat())
+        return _covers(self.flat().numpy())
 
 
-def _covers(fixed: Tensor) -> bool:
-    if not len(fixed):
-        return False
-    if (fixed < 0).all(1).any():  # nothing is assumed
-        return True
-    cut = (fixed >= 0).all(0).nonzero()[:, 0]
-    if not len(cut):
-        return False
-    column = fixed[:, cut[0]]
-    rest = fixed.clone()
-    rest[:, cut[0]] = -1
-    return all(_covers(rest[column == piece]) for piece in (0, 1))
+def _covers(fixed: np.ndarray) -> bool:
+    """Whether some parts, (n, units), are the whole: all of them cut at one unit, and either half's again covered."""
+    left = [(np.arange(len(fixed)), np.zeros(fixed.shape[1], dtype=bool))]  # rows, and the units they are cut at so far
+    while left:
+        rows, used = left.pop()
+        assumed = (fixed[rows] >= 0) & ~used
+        if len(rows) and not assumed.any(1).all():  # in one of them nothing more is assumed
+            continue
+        cuts = np.flatnonzero(assumed.all(0)) if len(rows) else ()
+        if not len(cuts):
+            return False
+        used = used.copy()
+        used[cuts[0]] = True
+        left += [(rows[fixed[rows, cuts[0]] == piece], used) for piece in (0, 1)]
+    return True
 
 
 def check(walk: Pass, value: int, unit: int, sign: float, leaves: Leaves) -> float:
@@ -87,6 +90,8 @@ def check(walk: Pass, value: int, unit: int, sign: float, leaves: Leaves) -> flo
     Nothing about the leaves is trusted: whatever slopes and multipliers they hold, the bound is sound.
     """
     bends = {op.target: op for op in walk.program.upto(value) if isinstance(op, Bend)}
+    if not bends:  # there is nothing to cut
+        return -torch.inf
     known = {t: walk.program.shapes[t] for t in bends}
     if any({t: v.shape[1:] for t, v in part.items()} != known for part in leaves.parts) or not leaves.cover():
         return -torch.inf
@@ -136,6 +141,14 @@ class Branching:
         self.bends = [op for op in walk.program.upto(value) if isinstance(op, Bend)]
         self.domains = 0
         self.tree: Tree | None = None
+        self.hopeless = False  # nothing is left to cut, and no proof
+
+    @property
+    def kept(self) -> int:
+        """Numbers that it keeps to go on with."""
+        if self.tree is None:
+            return 0
+        return (len(self.tree.parts) + len(self.proved)) * 3 * len(self.tree.program.open)
 
     def run(self, seconds: float) -> Leaves | None:
         """The leaves of a proof; None where there is none: a point was found, time is up, or nothing is left to cut.
@@ -147,7 +160,7 @@ class Branching:
             seconds: after which it gives up.
         """
         self.until = time.perf_counter() + seconds
-        if not self.bends:
+        if not self.bends or self.hopeless:
             return None
         try:
             return self._by_programs(self.tree) if self.tree else self._search()
@@ -161,10 +174,12 @@ class Branching:
             leaves = self._leaves(parts)
             sure = self._least(leaves) >= self.end
             self.proved = self.proved + leaves[sure]
-            for i in (~sure).nonzero()[:, 0].tolist():
-                tree.cut_anywhere(parts[i])
+            short = (~sure).nonzero()[:, 0].tolist()
+            if not all(tree.cut_anywhere(parts[i].fixed) for i in short):
+                self.hopeless = True
+                return None
         self.domains = tree.solved
-        # a part that nothing was found for is in nobody's hands any more: then these aren't the whole
+        # no part is open, and none is missing: a search's own books aren't believed
         return self.proved if not tree.open and self.proved.cover() else None
 
     def raised(self, count: int, seconds: float) -> tuple[Leaves, float] | None:
@@ -187,8 +202,8 @@ class Branching:
             shape = self.walk.program.shapes[op.target]
             fixed[op.target] = stacked[:, start : start + shape.numel()].view(-1, *shape)
             start += shape.numel()
-        share = {t: torch.stack([part.solved.share[t] for part in parts]) for t in fixed}
-        pull = {t: torch.stack([part.solved.pull[t] for part in parts]) for t in fixed}
+        share = {t: torch.stack([part.share[t] for part in parts]) for t in fixed}
+        pull = {t: torch.stack([part.pull[t] for part in parts]) for t in fixed}
         return Leaves(fixed, share, pull)
 
     def _whole(self) -> Leaves:

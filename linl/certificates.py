@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import pandas as pd
 import torch
@@ -11,9 +13,11 @@ from torch import Tensor, nn
 from linl.branching import Branching, check
 from linl.checking import shown
 from linl.crown import Pass
+from linl.evidence import cut
 from linl.program import Bend, Program
 from linl.reading import program
 from linl.states import PROOFS, UNDECIDED, UNSTABLE, Stability
+from linl.triangles import relaxed
 
 COLUMNS = (
     "layer", "stable", "bound", "solver", "not_proved", "unstable", "witness", "not_shown", "undecided",
@@ -94,6 +98,10 @@ def _refuse_codes(read: Program, state: Stability) -> None:
             raise ValueError(f"the state has codes of {op.name} that no unit can have: analyse the network anew")
         if any((t[op.site] >= len(seen.points)).any() for t in (seen.low, seen.high)):
             raise ValueError(f"the state has witnesses of {op.name} without a point: analyse the network anew")
+    counts = [len(codes) for codes in state.codes]
+    for site, unit, sign in [*state.trees, *state.shares]:
+        if not (0 <= site < len(counts) and 0 <= unit < counts[site] and sign in (1, -1)):
+            raise ValueError(f"the state has a proof for activation {site}, unit {unit}, side {sign}: analyse it anew")
 
 
 def _contradicting(state: Stability) -> Tensor:
@@ -123,8 +131,9 @@ def _proved_again(walk: Pass, op: Bend, state: Stability, against: Tensor) -> Te
         return proved
     _as_kept(walk, op, state)
     _by_parts(walk, op, state)
+    made = cache(lambda: relaxed(walk, value))
     for unit in ((codes >= 0) & ~_agrees(walk, op, codes)).nonzero()[:, 0].tolist():
-        _proved_anew(walk, op, unit, state)
+        _proved_anew(walk, op, unit, state, made)
     proved = _agrees(walk, op, codes)
     rests = _rests(op, state, proved, against)
     edges = torch.tensor(op.pieces.edges, dtype=torch.float64)
@@ -166,12 +175,11 @@ def _by_parts(walk: Pass, op: Bend, state: Stability) -> None:
     value = op.sources[0]
     for site, unit, sign in sorted(state.trees):
         if site == op.site and state.codes[site][unit] < 0:
-            end = torch.full((1, 1), sign * check(walk, value, unit, float(sign), state.trees[site, unit, sign]))
-            side = {"lower" if sign > 0 else "upper": end.double()}
-            walk.ranges[value] = walk.ranges[value].narrowed(torch.tensor([unit]), **side)
+            end = check(walk, value, unit, float(sign), state.trees[site, unit, sign])
+            walk.ranges[value] = cut(walk.ranges[value], unit, sign < 0, sign * end)
 
 
-def _proved_anew(walk: Pass, op: Bend, unit: int, state: Stability) -> None:
+def _proved_anew(walk: Pass, op: Bend, unit: int, state: Stability, made: Callable) -> None:
     """A unit's bounds through the parts of the box that the state keeps; else with slopes, or parts, found anew."""
     value, one = op.sources[0], torch.tensor([unit])
     piece, bends = int(state.codes[op.site][unit]), op.pieces.bends
@@ -188,10 +196,10 @@ def _proved_anew(walk: Pass, op: Bend, unit: int, state: Stability) -> None:
         # slopes that proved it in the analysis had sharper bounds before them than the newest slopes kept give
         by_slopes = state.proofs[op.site][unit] == PROOFS.index("optimized")
         if end < sign * edge and (tree is not None or by_slopes):
-            leaves = Branching(walk, value, unit, float(sign), sign * edge, lambda points: False).run(SECONDS)
+            search = Branching(walk, value, unit, float(sign), sign * edge, lambda points: False, made)
+            leaves = search.run(SECONDS)
             end = sign * edge if leaves is not None else end
-        at = torch.full((1, 1), sign * end, dtype=torch.float64)
-        walk.ranges[value] = known.narrowed(one, **{"lower" if sign > 0 else "upper": at})
+        walk.ranges[value] = cut(known, unit, sign < 0, sign * end)
 
 
 def _shown_again(op: Bend, state: Stability, pieces: list[Tensor] | None) -> Tensor:

@@ -23,20 +23,21 @@ from linl.triangles import Solved, Triangles
 KNOWN = 1  # trials of either half, after which a unit's gains are guessed
 AHEAD = 3  # units in a row that are no better than the best so far, before that one is taken
 STEPS = 20  # of the dual simplex, for a trial
-LEAST = 1e-6  # of a gain in a product of two, so that the other still counts
+LEAST = 1e-6  # of what is asked, in a product of two gains, so that the other still counts
 
 
 @dataclass
 class Part:
-    """A part of the domain, with the solver's last word about it.
+    """A part of the domain, with what the solver's last word says to bound it with.
 
     Attributes:
         fixed: (units,) int8, the piece that a unit is assumed to be in, −1 for none.
-        solved: with slopes and multipliers for a bound.
+        share, pull: slopes below and multipliers, as in `linl.triangles.Solved`.
     """
 
     fixed: np.ndarray
-    solved: Solved
+    share: dict[int, Tensor]
+    pull: dict[int, Tensor]
 
 
 @dataclass
@@ -84,29 +85,32 @@ class Tree:
                 return False
             part = self.open.pop()
             solved = self.program.solve(part.fixed, max(1e-3, until - time.perf_counter()))
-            if solved is None:
-                self.open.append(part)
-                return False
+            if solved is None:  # no time, or no answer: there may be one for its halves
+                if self.program.late or not self.cut_anywhere(part.fixed):
+                    self.open.append(part)
+                    return False
+                continue
             self.solved += 1
             if part.unit >= 0:
                 self._learn(part.unit, int(part.fixed[part.unit]), part.far, solved.least - part.least)
             if solved.least >= self.end:
-                self.parts.append(Part(part.fixed, solved))
+                self.parts.append(Part(part.fixed, solved.share, solved.pull))
             elif self.look and self.look(solved.point[None]):
+                self.open.append(part)  # settled otherwise, and not by this part
                 return False
             elif solved.apart.any():
                 self._cut(part.fixed, solved, until)
-            elif not self.cut_anywhere(Part(part.fixed, solved)):
+            elif not self.cut_anywhere(part.fixed):
                 self.open.append(part)
                 return False
         return True
 
-    def cut_anywhere(self, part: Part) -> bool:
-        """Cuts a part of which the solver knows no better unit to cut at; whether there is one."""
-        left = self.program.open & (part.fixed < 0)
+    def cut_anywhere(self, fixed: np.ndarray) -> bool:
+        """Cuts a part, (units,) int8, of which the solver knows no better unit to cut at; whether there is one."""
+        left = self.program.open & (fixed < 0)
         if left.any():
             unit = int(np.argmax(np.where(left, np.minimum(self.program.above, self.program.below), -1.0)))
-            self.open += [_Open(_with(part.fixed, unit, piece)) for piece in (0, 1)]
+            self.open += [_Open(_with(fixed, unit, piece)) for piece in (0, 1)]
         return bool(left.any())
 
     def raised(self, count: int, until: float) -> list[Part]:
@@ -117,37 +121,37 @@ class Tree:
             until: by `time.perf_counter`.
         """
         self.program.ask(self.unit, self.sign)
-        number, parts = itertools.count(), []
-        whole = self._solved(self.open.pop(), until)
-        heapq.heappush(parts, (whole.solved.least, next(number), whole)) if whole else None
-        while 0 < len(parts) < count and parts[0][2].solved.apart.any():
-            lowest = parts[0][2]
-            self._cut(lowest.fixed, lowest.solved, until)
-            halves = [self._solved(self.open.pop(), until) for _ in (0, 1)]
+        number = itertools.count()
+
+        def solved() -> tuple[float, int, np.ndarray, Solved] | None:
+            fixed = self.open.pop().fixed
+            found = self.program.solve(fixed, max(1e-3, until - time.perf_counter()))
+            return found and (found.least, next(number), fixed, found)
+
+        parts = [whole for whole in [solved()] if whole]
+        while 0 < len(parts) < count and parts[0][3].apart.any():
+            self._cut(parts[0][2], parts[0][3], until)
+            halves = [solved(), solved()]
             if not all(halves):
                 break
-            heapq.heappop(parts)
-            for half in halves:
-                heapq.heappush(parts, (half.solved.least, next(number), half))
-        return [part for _, _, part in parts]
-
-    def _solved(self, part: _Open, until: float) -> Part | None:
-        solved = self.program.solve(part.fixed, max(1e-3, until - time.perf_counter()))
-        return solved and Part(part.fixed, solved)
+            heapq.heapreplace(parts, halves[0])
+            heapq.heappush(parts, halves[1])
+        return [Part(fixed, found.share, found.pull) for _, _, fixed, found in parts]
 
     def _cut(self, fixed: np.ndarray, solved: Solved, until: float) -> None:
         """At the unit that lifts both halves most, or the first that leaves only one of them open."""
         units = np.flatnonzero(solved.apart.all(0))
-        guessed = np.prod([np.maximum(self._expected(piece, solved)[units], LEAST) for piece in (0, 1)], axis=0)
+        floor = LEAST * self.program.price
+        guessed = np.prod([np.maximum(self._expected(piece, solved)[units], floor) for piece in (0, 1)], axis=0)
         basis, best, highest, worse = self.program.solver.getBasis(), int(units[0]), -1.0, 0
         for place in np.argsort(-guessed):
             unit, score = int(units[place]), guessed[place]
             if self.trials[:, unit].min() < KNOWN and time.perf_counter() < until:
-                least = [self._tried(fixed, unit, piece, solved, basis) for piece in (0, 1)]
+                least = [self._tried(fixed, unit, piece, solved, basis, until) for piece in (0, 1)]
                 if max(least) >= self.end:
                     best = unit
                     break
-                score = math.prod(max(value - solved.least, LEAST * abs(solved.least)) for value in least)
+                score = math.prod(max(value - solved.least, floor) for value in least)
             best, highest, worse = (unit, score, 0) if score > highest else (best, highest, worse + 1)
             if worse >= AHEAD:
                 break
@@ -156,10 +160,10 @@ class Tree:
         expected = [self._expected(piece, solved)[best] for piece in (0, 1)]
         self.open += sorted(halves, key=lambda half: -expected[half.fixed[best]])  # the harder half is next
 
-    def _tried(self, fixed: np.ndarray, unit: int, piece: int, solved: Solved, basis) -> float:
+    def _tried(self, fixed: np.ndarray, unit: int, piece: int, solved: Solved, basis, until: float) -> float:
         """A half's least value, as far as a few steps tell; what was assumed before is in place again."""
         self.program.assume(_with(fixed, unit, piece))
-        least = self.program.least(1.0, STEPS)
+        least = self.program.least(max(1e-3, until - time.perf_counter()), STEPS)
         self.program.assume(fixed)
         self.program.solver.setBasis(basis)
         far, gain = float(solved.apart[piece, unit]), least - solved.least

@@ -23,6 +23,7 @@ from linl.triangles import relaxed
 ROUNDS = ((2.0, 0.0), (10.0, 10.0), (30.0, math.inf))  # seconds of branch and bound and of the solver, for a question
 PARTS, EACH = 12, 0.5  # of the box, for the ends of a unit's range, and seconds for each question that rests on them
 FEW, SMALL = 8, 20_000  # questions, and numbers of the layers before, up to which linear programs are the quicker way
+KEPT = 1 << 28  # numbers that searches under way may keep for later, all together
 Question = tuple[int, float, bool]
 """A unit, a bend, and whether it is to be above it (or below): what has to be impossible for the unit to be stable."""
 
@@ -77,10 +78,10 @@ class Settling:
         self._optimize(op, walk, known)
         notes: list[str] = []
         made = cache(lambda: relaxed(walk, op.sources[0]))
-        search = cache(lambda *question: self._search(op, walk, question, made))  # a later round goes on with it
+        searches: dict[Question, Branching] = {}  # by linear programs: a later round goes on with them
         try:
             for branching, asking in ROUNDS:
-                self._branch(op, walk, min(branching, self.unit_limit / 2), search)
+                self._branch(op, walk, min(branching, self.unit_limit / 2), searches, made)
                 if len(self.known.undecided(op.site)) and asking:
                     notes = self._ask(op, walk, known, min(asking, self.unit_limit))
         finally:
@@ -110,7 +111,8 @@ class Settling:
 
     def by_program(self, op: Bend, walk: Pass, questions: list[Question]) -> list[Question]:
         """A few questions about a small network by linear programs, in a tenth of the time that gradient ascent takes;
-        returns those that ascent may still settle, which knows no more than the program does."""
+        returns those that ascent may still settle, which knows no more than the program does. Of what the program
+        says slopes alone are used: multipliers need branch and bound's form of a proof."""
         value, left = op.sources[0], []
         made = relaxed(walk, value, SMALL) if len(questions) <= FEW else None
         if made is None:
@@ -168,9 +170,11 @@ class Settling:
         for unit, sign in product(walk.open(op).tolist(), (1, -1)):
             seconds = until - time.perf_counter()
             search = Branching(walk, value, unit, float(sign), math.inf, lambda points: False, made)
-            found = search.raised(PARTS, seconds) if seconds > 0 else None
-            if found is None:
+            if seconds <= 0 or made() is None:
                 break
+            found = search.raised(PARTS, seconds)
+            if found is None:
+                continue
             leaves, end = found
             known = walk.ranges[value]
             if end > (known.lower if sign > 0 else -known.upper).flatten()[unit]:
@@ -190,12 +194,16 @@ class Settling:
 
         return Branching(walk, op.sources[0], unit, float(sign), sign * bend, settled, made)
 
-    def _branch(self, op: Bend, walk: Pass, most: float, search: Callable[..., Branching]) -> None:
-        """Branch and bound, unit by unit, for so many seconds each."""
-        for unit, bend, up in self.known.questions(op):
+    def _branch(self, op: Bend, walk: Pass, most: float, searches: dict[Question, Branching], made: Callable) -> None:
+        """Branch and bound, unit by unit, for so many seconds each; what was begun is gone on with."""
+        questions = self.known.questions(op)
+        for unit, bend, up in questions:
             if self.state.codes[op.site][unit] == UNDECIDED:
-                leaves = search(unit, bend, up).run(min(self.known.left(), most))
-                if leaves is not None:
+                search = searches.pop((unit, bend, up), None) or self._search(op, walk, (unit, bend, up), made)
+                leaves = search.run(min(self.known.left(), most))
+                if leaves is None and search.kept * len(questions) < KEPT:
+                    searches[unit, bend, up] = search
+                elif leaves is not None:
                     self.state.trees[op.site, unit, -1 if up else 1] = leaves
                     self._believe(op, walk, unit, bend, up, "branching")
 

@@ -50,8 +50,8 @@ def analyse(
             branch and bound and the mixed-integer solver too, until every unit is settled or time is up.
         time_limit: seconds for everything; None for no limit. What is settled by then is returned.
         images: (n, *shape), where to look for witnesses first; those outside the box are moved to its border.
-        unit_time_limit: seconds of the solver for one question, and half as many of branch and bound before; each has
-            a first try of a few seconds besides.
+        unit_time_limit: seconds of the solver for one question, and half as many of branch and bound before (30 at
+            most), in the last of three rounds; those before take less.
         seed: of the sampled points.
         state: an earlier answer for this network and box, to go on from.
 

@@ -96,7 +96,7 @@ class Triangles:
         self.size[self.size == 0] = 1.0
         self.above, self.below = np.where(self.open, [self.upper, -self.lower], self.size)  # what h and g are shares of
         self.following, self.asked = dense[-1].arrays, (-1, 0.0)
-        self.dual = np.zeros(len(self.h))
+        self.dual, self.late = np.zeros(len(self.h)), False  # the last answer's; whether its time was up
         self.solver = solver_with(threads=1, presolve="off", solver="simplex", simplex_scale_strategy=0)
         self.solver.passModel(self._program(np.concatenate([bias for _, bias in layers])))
         self.now = np.full(len(self.h), -1, dtype=np.int8)
@@ -172,6 +172,7 @@ class Triangles:
             solver.clearSolver()
             run(solver)
         found = solver.getModelStatus()
+        self.late = found == words.kTimeLimit
         # a point just beyond the tolerances: what is made of it is a hint, as all here is
         near = found == words.kUnknown and solver.getSolution().dual_valid
         return words.kOptimal if near else found
