@@ -9,22 +9,10 @@ import torch
 import linl
 from linl import Box
 from linl.branching import Branching, Leaves, check
-from linl.crown import Pass
-from linl.program import Bend
 from linl.reading import program
 from linl.tests.brute import extremes, small_net
 from linl.tests.small_nets import ACTIVATIONS, NETS, make
-
-
-def walked(net, box, value=None):
-    """A pass up to a value, with CROWN's ranges on the way."""
-    walk = Pass(program(net, box.shape), box)
-    with torch.no_grad():
-        for op in walk.program.upto(walk.program.output if value is None else value):
-            if isinstance(op, Bend):
-                walk.tighten(op.sources[0], walk.open(op))
-            walk.step(op)
-    return walk
+from linl.tests.walks import walked
 
 
 def _with_shape(seed):

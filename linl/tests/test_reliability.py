@@ -11,10 +11,10 @@ import linl
 from linl import Box
 from linl.branching import Branching, Leaves, check
 from linl.crown import Pass
-from linl.program import Bend
 from linl.reading import program
 from linl.reliability import Tree
 from linl.tests.brute import dense_net, extremes
+from linl.tests.walks import walked
 from linl.triangles import Triangles, relaxed
 
 EVER = math.inf
@@ -27,13 +27,8 @@ def asked(seed):
     read = program(net, box.shape)
     if len(read.bends) < 2:
         return None
-    walk, value = Pass(read, box), read.bends[-1].sources[0]
-    with torch.no_grad():
-        for op in read.upto(value):
-            if isinstance(op, Bend):
-                walk.tighten(op.sources[0], walk.open(op))
-            walk.step(op)
-    return walk, value, extremes(net, -np.ones(inputs), np.ones(inputs))[-1]
+    value = read.bends[-1].sources[0]
+    return walked(net, box, value), value, extremes(net, -np.ones(inputs), np.ones(inputs))[-1]
 
 
 DEEP = [seed for seed in range(30) if asked(seed)]

@@ -12,9 +12,9 @@ import linl
 from linl import Box
 from linl.branching import Branching, Leaves, check
 from linl.crown import Pass
-from linl.program import Bend
 from linl.reading import program
 from linl.tests.brute import dense_net, extremes
+from linl.tests.walks import walked
 from linl.triangles import Triangles, relaxed
 
 SEEDS = range(30)
@@ -25,13 +25,8 @@ def asked(seed, unit=0):
     net, inputs = dense_net(seed)
     box = Box(-torch.ones(inputs), torch.ones(inputs))
     read = program(net, box.shape)
-    walk, value = Pass(read, box), read.bends[-1].sources[0]
-    with torch.no_grad():
-        for op in read.upto(value):
-            if isinstance(op, Bend):
-                walk.tighten(op.sources[0], walk.open(op))
-            walk.step(op)
-    return (net, inputs, walk, value) if len(read.bends) > 1 else None
+    value = read.bends[-1].sources[0]
+    return (net, inputs, walked(net, box, value), value) if len(read.bends) > 1 else None
 
 
 DEEP = [seed for seed in SEEDS if asked(seed)]
