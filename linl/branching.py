@@ -171,7 +171,7 @@ class Branching:
         """Parts that linear programs find; what holds by the solver's word alone is cut on."""
         while tree.open and tree.grow(self.until):
             parts, tree.parts = tree.parts, []
-            leaves = self._leaves(parts)
+            leaves = _leaves(tree.program, parts)
             sure = self._least(leaves) >= self.end
             self.proved = self.proved + leaves[sure]
             short = (~sure).nonzero()[:, 0].tolist()
@@ -193,18 +193,8 @@ class Branching:
         parts = made and Tree(made, self.unit, self.sign, math.inf).raised(count, time.perf_counter() + seconds)
         if not parts:
             return None
-        leaves = self._leaves(parts)
+        leaves = _leaves(made, parts)
         return (leaves, self._least(leaves).min().item()) if leaves.cover() else None
-
-    def _leaves(self, parts: list[Part]) -> Leaves:
-        fixed, start, stacked = {}, 0, torch.from_numpy(np.stack([part.fixed for part in parts]))
-        for op in self.bends:
-            shape = self.walk.program.shapes[op.target]
-            fixed[op.target] = stacked[:, start : start + shape.numel()].view(-1, *shape)
-            start += shape.numel()
-        share = {t: torch.stack([part.share[t] for part in parts]) for t in fixed}
-        pull = {t: torch.stack([part.pull[t] for part in parts]) for t in fixed}
-        return Leaves(fixed, share, pull)
 
     def _whole(self) -> Leaves:
         shapes = {op.target: self.walk.program.shapes[op.target] for op in self.bends}
@@ -287,7 +277,8 @@ class Branching:
         kept = Leaves(leaves.fixed, *({t: v.clone() for t, v in part.items()} for part in leaves.parts[1:]))
         for step in range(steps + 1):
             with torch.enable_grad():
-                used = {t: rounded(v * self.size[t]) for t, v in pull.items()}
+                # of assumptions alone: multipliers of ranges' ends only a linear program chooses
+                used = {t: rounded(v * self.size[t]) * (leaves.fixed[t] >= 0) for t, v in pull.items()}
                 walk.choose({t: rounded(v) for t, v in share.items()}, leaves.fixed, used)
                 bound, row = walk.least(self.value, units, signs)
             better = bound[0].detach() > best
@@ -301,8 +292,6 @@ class Branching:
             for i, (v, slope) in enumerate(zip(variables, slopes, strict=True)):
                 if slope is not None:
                     shared = i < len(share)
-                    if not shared:  # multipliers of assumptions alone; of ranges' ends only a linear program's are used
-                        slope = slope * (leaves.fixed[list(pull)[i - len(share)]] >= 0)
                     ascend_(
                         v,
                         slope,
@@ -346,3 +335,10 @@ def _cut(parents: Leaves, units: Tensor, pieces: Tensor) -> Leaves:
         flat[mine, units[mine] - start] = pieces[mine]
         fixed[t], start = flat.view(v.shape), start + count
     return Leaves(fixed, parents.share, parents.pull)
+
+
+def _leaves(made: Triangles, parts: list[Part]) -> Leaves:
+    fixed = made.by_target(torch.from_numpy(np.stack([part.fixed for part in parts])))
+    share = {t: torch.stack([part.share[t] for part in parts]) for t in fixed}
+    pull = {t: torch.stack([part.pull[t] for part in parts]) for t in fixed}
+    return Leaves(fixed, share, pull)

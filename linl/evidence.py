@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from linl.ranges import Range
 from linl.states import PROOFS, UNDECIDED, UNSTABLE, Stability
 from linl.witnesses import Witnesses
 
+Question = tuple[int, float, bool]
+"""A unit, a bend, and whether it is to be above it (or below)."""
 RESTARTS = 16  # points by chance that each unit left is attacked from
 
 
@@ -99,12 +102,12 @@ class Evidence:
             self.note_witnesses()
             self.left()
 
-    def questions(self, op: Bend) -> list[tuple[int, float, bool]]:
-        """(unit, bend, up): what has to be impossible for each undecided unit to be stable."""
+    def questions(self, op: Bend) -> list[Question]:
+        """What has to be impossible for each undecided unit to be stable."""
         found, bends = [], op.pieces.bends
         low, high = self.state.witnesses.low[op.site], self.state.witnesses.high[op.site]
         units = self.undecided(op.site)
-        middle = self._piece_at_center(op)
+        middle = self._pieces_at_center[op.site][0]
         for unit in units.tolist():
             piece = int(middle[unit])
             if piece < 0:  # the centre lies on a bend: whichever side has been seen, else below
@@ -116,8 +119,9 @@ class Evidence:
                 found.append((unit, bends[piece], True))
         return found
 
-    def _piece_at_center(self, op: Bend) -> Tensor:
-        return self.state.witnesses.pieces_at(self.box.center)[op.site][0]
+    @cached_property
+    def _pieces_at_center(self) -> list[Tensor]:
+        return self.state.witnesses.pieces_at(self.box.center)
 
     def walk(self) -> Pass:
         return Pass(self.program, self.box)
@@ -143,8 +147,8 @@ class Evidence:
     def undecided(self, site: int) -> Tensor:
         return (self.state.codes[site] == UNDECIDED).nonzero()[:, 0]
 
-    def look(self, points: Tensor, source: str, site: int | None = None) -> None:
-        """Points as witnesses for undecided units; with a site, for its units and those before it."""
+    def look(self, points: Tensor, source: str) -> None:
+        """Points as witnesses for undecided units."""
         wanted = [codes == UNDECIDED for codes in self.state.codes]
         self.state.witnesses.look(points, source, wanted)
         self.note_witnesses()
@@ -159,10 +163,11 @@ class Evidence:
         """Where rows (1, n, *shape) are least over the box."""
         return torch.where(row[0] < 0, self.box.upper[0], self.box.lower[0])
 
-    def look_at_corners(self, site: int, units: Tensor, row: Tensor) -> None:
-        if len(units):
+    def look_at_corners(self, row: Tensor) -> None:
+        """The two corners where rows (1, n, *shape) are least and greatest; n may be 0."""
+        if row.shape[1]:
             for corner in (self.corner_of(row), self.corner_of(-row)):
-                self.look(corner, "corners", site)
+                self.look(corner, "corners")
 
 
 def cut(known: Range, unit: int, up: bool, end: float) -> Range:

@@ -84,7 +84,7 @@ class Tree:
             if time.perf_counter() > until:
                 return False
             part = self.open.pop()
-            solved = self.program.solve(part.fixed, max(1e-3, until - time.perf_counter()))
+            solved = self.program.solve(part.fixed, _left(until))
             if solved is None:  # no time, or no answer: there may be one for its halves
                 if self.program.late or not self.cut_anywhere(part.fixed):
                     self.open.append(part)
@@ -125,7 +125,7 @@ class Tree:
 
         def solved() -> tuple[float, int, np.ndarray, Solved] | None:
             fixed = self.open.pop().fixed
-            found = self.program.solve(fixed, max(1e-3, until - time.perf_counter()))
+            found = self.program.solve(fixed, _left(until))
             return found and (found.least, next(number), fixed, found)
 
         parts = [whole for whole in [solved()] if whole]
@@ -163,7 +163,7 @@ class Tree:
     def _tried(self, fixed: np.ndarray, unit: int, piece: int, solved: Solved, basis, until: float) -> float:
         """A half's least value, as far as a few steps tell; what was assumed before is in place again."""
         self.program.assume(_with(fixed, unit, piece))
-        least = self.program.least(max(1e-3, until - time.perf_counter()), STEPS)
+        least = self.program.least(_left(until), STEPS)
         self.program.assume(fixed)
         self.program.solver.setBasis(basis)
         far, gain = float(solved.apart[piece, unit]), least - solved.least
@@ -188,3 +188,8 @@ def _with(fixed: np.ndarray, unit: int, piece: int) -> np.ndarray:
     half = fixed.copy()
     half[unit] = piece
     return half
+
+
+def _left(until: float) -> float:
+    """Seconds; never none at all, so that the solver is the one to say that its time is up."""
+    return max(1e-3, until - time.perf_counter())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from linl.branching import Branching
 from linl.crown import Pass
-from linl.evidence import Evidence, cut
+from linl.evidence import Evidence, Question, cut
 from linl.milp import Model, NoModel
 from linl.program import Bend
 from linl.ranges import Range
@@ -24,8 +24,6 @@ ROUNDS = ((2.0, 0.0), (10.0, 10.0), (30.0, math.inf))  # seconds of branch and b
 PARTS, EACH = 12, 0.5  # of the box, for the ends of a unit's range, and seconds for each question that rests on them
 FEW, SMALL = 8, 20_000  # questions, and numbers of the layers before, up to which linear programs are the quicker way
 KEPT = 1 << 28  # numbers that searches under way may keep for later, all together
-Question = tuple[int, float, bool]
-"""A unit, a bend, and whether it is to be above it (or below): what has to be impossible for the unit to be stable."""
 
 
 class Settling:
@@ -61,7 +59,6 @@ class Settling:
                     work(op, walk, known)
                 if op.site < last:
                     self._sharpen(op, walk)
-                    self.known.clip(op, walk)
                     self._sharpen_by_parts(op, walk)
                 self.known.clip(op, walk)
                 known[op.site] = walk.ranges[value]
@@ -125,7 +122,7 @@ class Settling:
                 left.append((unit, bend, up))
                 continue
             if solved.point is not None:
-                self.known.look(solved.point[None], "solver", op.site)
+                self.known.look(solved.point[None], "solver")
             walk.choose({target: share[None] for target, share in solved.share.items()})
             bound = walk.least(value, torch.tensor([unit]), torch.tensor([sign]))[0].item()
             walk.choose({})
@@ -189,7 +186,7 @@ class Settling:
 
         def settled(points: Tensor) -> bool:
             if len(points):
-                self.known.look(points, "corners", op.site)
+                self.known.look(points, "corners")
             return bool(codes[unit] != UNDECIDED)
 
         return Branching(walk, op.sources[0], unit, float(sign), sign * bend, settled, made)
@@ -223,7 +220,7 @@ class Settling:
                 if answer.verdict == "impossible":
                     self._believe(op, walk, unit, bend, up, "solver")
                 elif answer.point is not None:
-                    self.known.look(torch.stack([answer.point, self.box.center[0]]), "solver", op.site)
+                    self.known.look(torch.stack([answer.point, self.box.center[0]]), "solver")
             if self.state.codes[op.site][unit] == UNDECIDED and answer.point is not None:
                 self.known.attack(op.site, torch.tensor([unit]), answer.point[None], 1.0 if up else -1.0)
             if answer.verdict == "open":

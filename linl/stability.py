@@ -131,7 +131,7 @@ class _Funnel:
                 budget -= len(units)
                 for some in units.split(max(1, WORK // max(1, self.box.lower.numel()))):
                     _, row = self.known.first.least(op.sources[0], some, torch.ones(len(some)))
-                    self.known.look_at_corners(op.site, some, row)
+                    self.known.look_at_corners(row)
                     self.known.left()
         if images is not None:
             self.images, self.next_size = self._fitting(images), n
@@ -198,7 +198,7 @@ class _Funnel:
         for some, corners, _ in tried:
             open_ = torch.isin(some, self.known.undecided(op.site))
             if open_.any():
-                self.known.look(corners[open_], "corners", op.site)
+                self.known.look(corners[open_], "corners")
         if not attack:
             return
         self.settling.by_program(op, walk, self.known.questions(op))

@@ -158,8 +158,12 @@ class Triangles:
         if status == highspy.HighsModelStatus.kInfeasible:
             return math.inf
         if status in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kIterationLimit):
-            return self.price * self.solver.getInfo().objective_function_value + self.bias
+            return self._value()
         return -math.inf
+
+    def _value(self) -> float:
+        """What was asked, as the solver has it now."""
+        return self.price * self.solver.getInfo().objective_function_value + self.bias
 
     def _run(self, seconds: float, steps: int | None):
         import highspy
@@ -195,8 +199,7 @@ class Triangles:
             box = self.walk.ranges[0]
             x = torch.from_numpy(at[: self.inputs]).view(box.lower.shape[1:])
             x = torch.minimum(torch.maximum(x, box.lower[0]), box.upper[0])
-            least = self.price * self.solver.getInfo().objective_function_value + self.bias
-            return Solved(least, x, self._apart(at), *self._multipliers(self.dual))
+            return Solved(self._value(), x, self._apart(at), *self._multipliers(self.dual))
         if status == highspy.HighsModelStatus.kInfeasible:
             _, known, ray = self.solver.getDualRay()
             ray = np.array(ray[:units]) if known else np.zeros(units)
@@ -228,12 +231,13 @@ class Triangles:
         rest = p * np.where(piece < 0, slope, piece) - y  # over 0 it is a multiplier of a's lower end
         height = np.where(self.open, self.above * self.below / (self.above + self.below), 0.0)
         pull = np.where(self.open & (piece == 0), -rest, rest)
-        return np.abs(p) * height, self._by_target(share), self._by_target(pull)
+        return np.abs(p) * height, *(self.by_target(torch.from_numpy(flat).float()) for flat in (share, pull))
 
-    def _by_target(self, flat: np.ndarray) -> dict[int, Tensor]:
+    def by_target(self, flat: Tensor) -> dict[int, Tensor]:
+        """What there is of every unit, (…, units), by activation's target, (…, *shape)."""
         found, start = {}, 0
         for op in self.bends:
             shape = self.walk.program.shapes[op.target]
-            found[op.target] = torch.from_numpy(flat[start : start + shape.numel()]).float().view(shape)
+            found[op.target] = flat[..., start : start + shape.numel()].view(*flat.shape[:-1], *shape)
             start += shape.numel()
         return found

@@ -88,12 +88,18 @@ def some_parts(made, count=6):
         yield torch.where(open_, drawn, -1).to(torch.int8)
 
 
+def solved_parts(walk, value):
+    """Parts, and what the program says of each."""
+    made = relaxed(walk, value).ask(0, 1.0)
+    for fixed in some_parts(made):
+        yield fixed, made.solve(fixed, 10.0)
+
+
 @pytest.mark.parametrize("seed", DEEP)
 def test_optimum_and_bound_are_those_of_the_textbook(seed):
     net, _, walk, value = asked(seed)
-    made = relaxed(walk, value).ask(0, 1.0)
-    for fixed in some_parts(made):
-        right, solved = as_textbooks_write_it(net, walk, 0, fixed), made.solve(fixed, 10.0)
+    for fixed, solved in solved_parts(walk, value):
+        right = as_textbooks_write_it(net, walk, 0, fixed)
         assert solved is not None
         if math.isinf(right):
             assert solved.point is None
@@ -108,26 +114,22 @@ def test_optimum_and_bound_are_those_of_the_textbook(seed):
 @pytest.mark.parametrize("seed", DEEP)
 def test_the_bound_is_as_high_as_the_optimum(seed):
     _, _, walk, value = asked(seed)
-    made = relaxed(walk, value).ask(0, 1.0)
-    for fixed in some_parts(made):
-        solved = made.solve(fixed, 10.0)
+    for fixed, solved in solved_parts(walk, value):
         if solved.point is not None:
             scale = max(1.0, abs(solved.least))
             assert bounded(walk, value, fixed, solved) == pytest.approx(solved.least, abs=1e-5 * scale)
 
 
 def test_some_parts_are_empty_and_some_are_not():
-    programs = [relaxed(walk, value).ask(0, 1.0) for _, _, walk, value in map(asked, DEEP)]
-    kinds = {made.solve(fixed, 10.0).point is None for made in programs for fixed in some_parts(made)}
+    parts = [solved for _, _, walk, value in map(asked, DEEP) for _, solved in solved_parts(walk, value)]
+    kinds = {solved.point is None for solved in parts}
     assert kinds == {True, False}
 
 
 @pytest.mark.parametrize("seed", DEEP)
 def test_without_a_gap_the_point_is_the_networks_own(seed):
     net, _, walk, value = asked(seed)
-    made = relaxed(walk, value).ask(0, 1.0)
-    for fixed in some_parts(made):
-        solved = made.solve(fixed, 10.0)
+    for fixed, solved in solved_parts(walk, value):
         if solved.point is not None and not solved.apart.any():
             here = walk.program.run(solved.point[None])[value].flatten()[0].item()
             assert here == pytest.approx(as_textbooks_write_it(net, walk, 0, fixed), abs=1e-5)
