@@ -16,7 +16,7 @@ from linl.affine import Affine, CannotMerge
 from linl.calls import DIFFERENCES, SUMS, works_in_place
 from linl.constants import reads_nothing, value_of
 from linl.files import first_line
-from linl.graph import clone, input_of, shapes, trace
+from linl.graph import clone, input_of, shapes, trace_evaluation
 from linl.masks import refuse_masks
 from linl.merge import merge
 from linl.operations import Reader
@@ -41,7 +41,7 @@ def program(net: nn.Module, shape: torch.Size) -> Program:
         ValueError: train mode, masks, weights or values that aren't finite, an input shape that the network can't take.
         NoBoundRule: an operation or activation that no bound is known for, by name; or a forward that does more than
             its traced graph shows.
-        UntraceableError: as `linl.graph.trace`.
+        UntraceableError: as `linl.graph.trace_evaluation`.
     """
     training = [name or "the network" for name, module in net.named_modules() if module.training]
     if training:
@@ -58,7 +58,7 @@ def program(net: nn.Module, shape: torch.Size) -> Program:
         except Exception as error:
             why = first_line(error)
             raise ValueError(f"{type(net).__name__} can't take inputs of shape {tuple(shape)}: {why}") from error
-        traced = trace(net)
+        traced = trace_evaluation(net)
         names = [site.name for site in _sites(traced)]
         known = shapes(traced, example)
         open_(traced, known)

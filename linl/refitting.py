@@ -31,7 +31,7 @@ class RefitReport:
 
     `.table` has a row a block: its name, the layer, numbers (weights of an output, bias included), rows (outputs that
     they were fitted to), and the share of the variance of the block's outputs that is missed: missed_bare by the block
-    without its activations, missed by the layer that came instead.
+    without its activations (of a pointwise one, by the middle of that), missed by the layer that came instead.
     """
 
     table: pd.DataFrame
@@ -48,6 +48,7 @@ def refit(
     *,
     norms: bool = True,
     units: Sequence[str] = (),
+    pointwise: Sequence[str] = (),
     ridge: float = 1e-6,
     batch: int = 64,
 ) -> nn.Module:
@@ -69,6 +70,8 @@ def refit(
             training; `fold_norms` takes it in later.
         units: those of the blocks behind whose layer a `PartialLinear` comes, at α = 1: the identity until it is
             trained, which may bend the network again there, for one activation instead of a block's.
+        pointwise: those of the blocks whose layer looks at one position only, a 1×1 convolution: beside another one,
+            without a unit between them, `fold` takes it in, and nothing is left of the block.
         ridge: added to the regression's diagonal, relative to its mean: keeps directions that the images hardly show
             from large weights.
         batch: images at once.
@@ -77,15 +80,18 @@ def refit(
 
     Raises:
         ValueError: train mode or trainable units, an unknown block, one within another, one that isn't called once,
-            one that doesn't fold to one layer, units behind what isn't replaced, or too few images.
+            one that doesn't fold to one layer, units or pointwise layers for what isn't replaced, a pointwise layer for
+            what isn't a convolution that pads half of its kernel on every side, or too few images.
     """
     refuse_unfinished(net)
     _refuse_blocks(net, blocks)
-    if others := sorted(set(units) - set(blocks)):
-        raise ValueError(f"units = {others}: units come behind replaced blocks, {', '.join(blocks)}")
+    for asked, those in (("units", units), ("pointwise", pointwise)):
+        if others := sorted(set(those) - set(blocks)):
+            raise ValueError(f"{asked} = {others}: not among the blocks that are replaced, {', '.join(blocks)}")
     made, rows, parts = clone(net), [], images.split(batch)
     read = _read_by(net, blocks, images[:1])
     ones = {name: _as_one(net.get_submodule(name), name, x) for name, x in read.items()}
+    ones |= {name: _pointwise(ones[name], name) for name in pointwise}
     samples = {name: _Sample(n, _only_layer(one), len(images)) for n, (name, one) in enumerate(ones.items())}
     targets = _targets(net, samples, parts)
     for name, block in ones.items():
@@ -235,6 +241,21 @@ def _as_one(block: nn.Module, name: str, x: Tensor) -> nn.Module:
     if made[-1].bias is None:
         made[-1].bias = nn.Parameter(made[-1].weight.new_zeros(len(made[-1].weight)))
     return folded
+
+
+def _pointwise(folded: nn.Module, name: str) -> nn.Conv2d:
+    """A convolution that looks only where the middle of this one's kernel lies."""
+    layer, pads = _only_layer(folded), [module for module in folded.modules() if isinstance(module, nn.ZeroPad2d)]
+    if not isinstance(layer, nn.Conv2d):
+        raise ValueError(f"pointwise = {name!r}: {_described(layer)} is no convolution")
+    for axis, size in enumerate(layer.kernel_size):  # a ZeroPad2d has left, right, top, bottom
+        around = {layer.padding[axis] + sum(pad.padding[2 * (1 - axis) + end] for pad in pads) for end in (0, 1)}
+        if around != {layer.dilation[axis] * (size - 1) / 2}:
+            raise ValueError(f"pointwise = {name!r}: {_described(layer)} doesn't pad half of its kernel on every side")
+    one = nn.Conv2d(layer.in_channels, layer.out_channels, 1, layer.stride).to(layer.weight).eval()
+    height, width = layer.kernel_size
+    _set(one, layer.weight[:, :, height // 2, width // 2], layer.bias)
+    return one
 
 
 def _only_layer(block: nn.Module) -> nn.Module:

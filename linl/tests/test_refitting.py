@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import linl
@@ -144,6 +145,41 @@ def test_units_change_nothing_until_they_are_trained(images, norms):
     assert linl.verify(plain, bent, images).equal is False
 
 
+@pytest.mark.parametrize("name", ["2", "3", "5"])
+def test_pointwise_it_is_the_nearest_of_its_kind(images, name):
+    """Strided, with a skip that pads twice, and plain: no slope at the solution; farther off than a whole kernel."""
+    net, images = network(), images[:40]  # so few that every output is fitted to
+    made, whole = (linl.refit(net, [name], images, ridge=0.0, norms=False, pointwise=one) for one in ([name], []))
+    x, y = between(net, name, images)
+    new = made.get_submodule(name)
+    assert new.kernel_size == (1, 1) and new(x).shape == y.shape
+    slopes = torch.autograd.grad(error(new, x, y), list(new.parameters()))
+    assert max(map(_largest, slopes)) < 1e-8 * (y**2).sum()
+    row, wider = (one.refit_report.table.iloc[0] for one in (made, whole))
+    assert wider["missed"] < row["missed"] < min(1, row["missed_bare"]) and row["layer"].startswith("1×1, ")
+    bare = folded(net.get_submodule(name), x)
+    middle = bare.get_parameter(_weight(bare))
+    middle = middle * F.pad(
+        torch.ones_like(middle[:, :, :1, :1]), [size // 2 for size in middle.shape[:1:-1] for _ in "ab"]
+    )
+    bare.get_parameter(_weight(bare)).data.copy_(middle)
+    variance = ((y - y.mean((0, 2, 3), keepdim=True)) ** 2).sum()
+    for column, layer in (("missed", new), ("missed_bare", bare)):
+        assert row[column] == pytest.approx((error(layer, x, y) / variance).item(), rel=1e-8)
+
+
+def test_a_pointwise_layer_vanishes_into_its_neighbour(images):
+    """Nothing is left of the block: the narrow layer before it takes it in."""
+    net = network()
+    made = linl.refit(net, ["3"], images, norms=False, pointwise=["3"])
+    small = linl.fold(made, images[:2], objective="macs")
+    assert linl.verify(made, small, images).equal
+    without = nn.Sequential(*(module for name, module in net.named_children() if name != "3")).eval()
+    assert linl.cost.depth(small) == linl.cost.depth(linl.fold(without, images[:2], objective="macs"))
+    costs = linl.measure(small, linl.fold(without, images[:2], objective="macs"), images[:1], batches=()).table
+    assert costs["gmacs"].nunique() == costs["parameters"].nunique() == 1
+
+
 def test_it_can_be_tuned_nearer_still():
     """Gradients reach every replaced layer."""
     net = network().float()
@@ -184,8 +220,14 @@ def test_more_that_cannot_be_replaced(images):
     net = network()
     with pytest.raises(ValueError, match=r"2 images are 12 outputs of 5, too few for 55 weights each: give 37"):
         linl.refit(net, ["5"], images[:2, :, :5, :9])
-    with pytest.raises(ValueError, match=r"units = \['3'\]: units come behind replaced blocks, 2, 5"):
-        linl.refit(net, ["2", "5"], images, units=["5", "3"])
+    for asked in ("units", "pointwise"):
+        with pytest.raises(ValueError, match=rf"{asked} = \['3'\]: not among the blocks that are replaced, 2, 5"):
+            linl.refit(net, ["2", "5"], images, **{asked: ["5", "3"]})
+    with pytest.raises(ValueError, match="pointwise = '8': 5 → 3 is no convolution"):
+        linl.refit(net, ["8"], images, pointwise=["8"])
+    for uneven in (nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, (3, 2), padding=1), nn.Conv2d(2, 2, 3, padding=1, dilation=2)):
+        with pytest.raises(ValueError, match="pointwise = '0': .* doesn't pad half of its kernel on every side"):
+            linl.refit(nn.Sequential(uneven).double().eval(), ["0"], images, pointwise=["0"])
     with pytest.raises(ValueError, match="train mode"):
         linl.refit(net.train(), ["2"], images)
     twice = nn.Sequential(layer := nn.Conv2d(2, 2, 1), nn.ReLU(), layer).double().eval()
