@@ -90,15 +90,15 @@ def fp32_where_bf16_is_slow(net: nn.Module, device: torch.device, precision: str
 
 
 def _leave_autocast(module: nn.Module, inputs: tuple) -> tuple | None:
-    module.left_autocast = torch.is_autocast_enabled("cpu")  # not while evaluating in float32
-    if not module.left_autocast:
+    module._left_autocast = torch.is_autocast_enabled("cpu")  # not while evaluating in float32
+    if not module._left_autocast:
         return None
     torch.set_autocast_enabled("cpu", False)
     return (inputs[0].float(),)
 
 
 def _enter_autocast(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-    if not module.left_autocast:
+    if not module._left_autocast:
         return output
     torch.set_autocast_enabled("cpu", True)
     return output.bfloat16()

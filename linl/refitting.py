@@ -49,7 +49,7 @@ def refit(
     norms: bool = True,
     units: Sequence[str] = (),
     pointwise: Sequence[str] = (),
-    ridge: float = 1e-6,
+    ridge: float = 1e-3,
     batch: int = 64,
 ) -> nn.Module:
     """A shallower network: blocks replaced by single layers, fitted to what the blocks compute.

@@ -8,6 +8,7 @@ minutes. Test images are never looked at here.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import math
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from linl.checkpoints import load_state, plain_numbers, read_checkpoint, read_weights, save_weights
 from linl.data import mixed_seed
@@ -32,11 +33,12 @@ from linl.devices import (
 )
 from linl.epochs import Epoch, take_up_chance
 from linl.files import atomic
-from linl.graph import clone, evaluating
-from linl.identities import START, begun, network_identity
-from linl.losses import ADVERSARIES, LOSSES, distillation, l1, pixel_range, stability
+from linl.graph import evaluating
+from linl.identities import START, begun
+from linl.losses import ADVERSARIES, LOSSES, l1, pixel_range, stability
 from linl.recipes import OPTIMIZERS, RECIPES, Recipe, recipe  # noqa: F401 - offered here too
 from linl.small_images import products_where_images_are_small
+from linl.teaching import Hints, Teacher
 from linl.units import fuse_kernels_, nonlinearity, param_groups, penalty, project_
 from linl.worlds import World, world
 
@@ -95,6 +97,7 @@ def fit(
     watch: Callable[[nn.Module], dict[str, float]] | None = None,
     save_every: float = 120.0,
     teacher: nn.Module | None = None,
+    hints: Hints | None = None,
     other_start: bool = False,
 ) -> History:
     """Trains a network in place (units, where it has any, by their own group and projection).
@@ -115,6 +118,8 @@ def fit(
         save_every: seconds after which a checkpoint is written although the epoch isn't done; more where writing
             would take over a fiftieth of the time.
         teacher: whose outputs are the aim, where the recipe's `distill` is above 0; left alone.
+        hints: where the recipe's `hint` is above 0, the modules whose outputs are to be the teacher's, of the same
+            name: each with None for all channels, or with the numbers of the teacher's channels, of which it has fewer.
         other_start: take up what lies in the folder even if it began with other weights than these, as networks do that
             are made without a seed.
 
@@ -122,8 +127,8 @@ def fit(
     `linl.worlds`.
 
     Raises:
-        ValueError: settings that can't be used (`distill` without a teacher, or the other way round), or a checkpoint
-            of another training in the folder.
+        ValueError: settings that can't be used (`distill` without a teacher, `hint` without hints, or the other way
+            round), hints that can't be compared, or a checkpoint of another training in the folder.
         FloatingPointError: the loss is no longer a number; the newest checkpoint stays.
         OSError: a checkpoint can't be written (disk full); the one before it stays.
     """
@@ -137,6 +142,8 @@ def fit(
         raise ValueError(
             f"distill = {settings.distill}: a recipe with distill above 0 needs teacher=, another takes none"
         )
+    if hints and teacher is None:
+        raise ValueError("hints without a teacher: whose values are to be aimed at?")
     verbose, watch = verbose and us.first, watch if us.first else None
     if where.type == "cpu":
         keep_freed_memory()
@@ -147,15 +154,15 @@ def fit(
     how = {"seed": seed, "folder": folder, "where": where, "precision": precision, "us": us}
     how |= {"fused_units": fused_units, "verbose": verbose, "watch": watch, "save_every": save_every}
     if not folder:
-        return _fitted(net, data, settings, identity, teacher, **how)
+        return _fitted(net, data, settings, identity, teacher, hints or {}, **how)
     taken_up = any((folder / name).is_file() for name in KEPT)
     with begun(net, folder.resolve(), taken_up) as start:
         identity[START] = None if taken_up and other_start else start
-        return _fitted(net, data, settings, identity, teacher, **how)
+        return _fitted(net, data, settings, identity, teacher, hints or {}, **how)
 
 
 def _fitted(
-    net: nn.Module, data, settings: Recipe, identity: dict, teacher: nn.Module | None, *,
+    net: nn.Module, data, settings: Recipe, identity: dict, teacher: nn.Module | None, hints: Hints, *,
     seed: int, folder: Path | None, where: torch.device, precision: str, us: World, fused_units: bool, verbose: bool,
     watch: Callable | None, save_every: float,
 ) -> History:  # fmt: skip
@@ -166,7 +173,8 @@ def _fitted(
     fuse_kernels_(net, fused_units)
     groups = param_groups(net, settings.lr, settings.unit_lr, settings.weight_decay, settings.unit_weight_decay)
     optimizer = OPTIMIZERS[settings.optimizer](groups, settings)
-    teacher = _Teacher(teacher, settings, where, precision) if teacher is not None else None
+    if teacher is not None:
+        teacher = Teacher(teacher, net, settings, hints, torch.zeros(1, *data.input_size, device=where), precision)
     peaks = [group["lr"] for group in optimizer.param_groups]
     identity |= {"teacher": teacher.identity} if teacher else {}
     if (done := _finished(folder, net, identity)) is not None:
@@ -185,6 +193,7 @@ def _fitted(
         torch.random.fork_rng(devices=cuda),
         fp32_where_bf16_is_slow(net, where, precision),
         products_where_images_are_small(net, where, precision),
+        teacher or contextlib.nullcontext(),
     ):
         for epoch in range(resumed, settings.epochs):
             current = Epoch(epoch + 1, settings.epochs, steps, where, us, state.within)
@@ -237,24 +246,6 @@ def _one_epoch(
         saving.within(current, settings)
     _refuse_nan(current, settings)
     return current.row(optimizer.param_groups[0]["lr"], classifies)
-
-
-class _Teacher:
-    """A network whose outputs are the aim."""
-
-    def __init__(self, net: nn.Module, settings: Recipe, where: torch.device, precision: str) -> None:
-        self.net = clone(net).to(where).eval().requires_grad_(False)
-        if has_convolutions(self.net):
-            self.net.to(memory_format=torch.channels_last)
-        self.settings, self.where, self.precision = settings, where, precision
-        self.identity = network_identity(net)
-
-    def mixed(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
-        """The batch's loss, with the distance to the teacher's outputs as its share."""
-        with torch.no_grad(), autocast(self.where, self.precision):
-            wanted = self.net(images)
-        apart = distillation(logits, wanted.float(), self.settings.temperature)
-        return (1 - self.settings.distill) * loss + self.settings.distill * apart
 
 
 def _batches(data, batch_size: int, seed: int, epoch: int, current: Epoch):

@@ -99,6 +99,7 @@ ORDER = [
     "worlds",
     "epochs",
     "checkpoints",
+    "teaching",
     "train",
     "distributed",
     "worker",

@@ -1,4 +1,4 @@
-"""Training: recipes, the step, teachers, and what is told and scored."""
+"""Training: recipes, the step, and what is told and scored."""
 
 import math
 import re
@@ -57,6 +57,8 @@ def test_the_schedule_of_activating_while_pruning():
     [
         ("linlnet", {"optimizer": "adam"}, "optimizer = 'adam': choose from sgd, adamw"),
         ("linlnet", {"distill": 1.5}, "distill = 1.5, temperature = 2.0: from 0 to 1, and above 0"),
+        ("linlnet", {"hint": 1.0}, "hint = 1.0 with distill = 0: hints are a teacher's"),
+        ("distill-hints", {"hint": -1.0}, "hint = -1.0: must be at least 0"),
         ("linlnet", {"distill": 1.0, "loss": "reconstruction"}, "distill = 1.0 with loss = 'reconstruction'"),
         ("linlnet", {"temperature": 0.0}, "temperature = 0.0: from 0 to 1, and above 0"),
         ("linnet", {}, r"unknown recipe 'linnet': choose from linlnet"),
@@ -118,60 +120,6 @@ def test_adamw_is_torchs():
     for (name, a), b in zip(net.named_parameters(), own.parameters(), strict=True):
         assert (a - b).abs().max() < 1e-3 and not torch.equal(a, weights[name]), name
     assert "momentum" not in settings.identity() and "optimizer" not in recipe("linlnet").identity()
-
-
-def test_distillation_is_hintons():
-    """T² Σ q·log(q/p), softened by T, mean over images; in float64, written out."""
-    a, b = torch.randn(2, 5, 7, dtype=torch.float64)
-    p, q = (torch.exp(z / 3.0) / torch.exp(z / 3.0).sum(1, keepdim=True) for z in (a, b))
-    wanted = 9 * (q * (q / p).log()).sum(1).mean()
-    assert abs(linl.losses.distillation(a, b, 3.0) - wanted) < 1e-12
-    assert linl.losses.distillation(a, a, 2.0).abs() < 1e-12 < linl.losses.distillation(a, b, 2.0)
-
-
-def test_a_student_comes_nearer_to_its_teacher(tmp_path):
-    """By its outputs alone: the labels are wrong. Killed on its way it ends the same; other teachers are refused."""
-    net, digits = setting()
-    teacher = linl.graph.clone(net)
-    fit(teacher, digits, recipe("linlnet-digits", epochs=6), device="cpu", verbose=False)
-    before = {name: t.clone() for name, t in teacher.state_dict().items()}
-    digits.train = digits.train[0], digits.train[1].flip(0)
-    settings = recipe("distill-digits", epochs=8, batch_size=16, lr=3e-3)
-    how = {"device": "cpu", "precision": "fp32", "verbose": False}
-
-    def apart(student):
-        return linl.losses.distillation(student.eval()(x), teacher(x), 2.0).item()
-
-    x, start = digits.normalize(digits.test[0]), linl.graph.clone(net)
-    first = apart(start)
-    whole = fit(net, digits, settings, teacher=teacher, folder=tmp_path / "whole", **how)
-    assert apart(net) < first / 2 and whole.metrics["train_loss"].is_monotonic_decreasing
-    assert not teacher.training and all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
-    assert any(p.requires_grad for p in teacher.parameters())
-
-    epochs = []
-
-    def kill(net):
-        epochs.append(1)
-        if len(epochs) == 2:
-            raise KeyboardInterrupt
-        return {}
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(start, digits, settings, teacher=teacher, folder=tmp_path / "killed", watch=kill, **how)
-    again = fit(start, digits, settings, teacher=teacher, folder=tmp_path / "killed", **how)
-    assert again.resumed_from == 1
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), start.parameters(), strict=True))
-    with pytest.raises(ValueError, match="teacher"):
-        fit(start, digits, settings, teacher=start, folder=tmp_path / "whole", **how)
-
-
-def test_a_teacher_belongs_to_a_recipe_that_distils():
-    net, digits = setting()
-    with pytest.raises(ValueError, match=r"distill = 1.0: a recipe with distill above 0 needs teacher="):
-        fit(net, digits, recipe("distill-digits"), device="cpu")
-    with pytest.raises(ValueError, match=r"distill = 0.0: .* another takes none"):
-        fit(net, digits, recipe("linlnet-digits"), device="cpu", teacher=net)
 
 
 def test_learns_and_tells(tmp_path, capsys):
