@@ -73,7 +73,7 @@ def refit(
         pointwise: those of the blocks whose layer looks at one position only, a 1×1 convolution: beside another one,
             without a unit between them, `fold` takes it in, and nothing is left of the block.
         ridge: added to the regression's diagonal, relative to its mean: keeps directions that the images hardly show
-            from large weights.
+            from large weights, which cancel in float32 but not in bfloat16.
         batch: images at once.
 
     Returns: a copy, `.refit_report` attached.

@@ -168,6 +168,20 @@ def test_pointwise_it_is_the_nearest_of_its_kind(images, name):
         assert row[column] == pytest.approx((error(layer, x, y) / variance).item(), rel=1e-8)
 
 
+def test_weights_stay_small_enough_for_bfloat16(images):
+    """Channels that are nearly one another's multiples: hardly held they are told apart by weights that cancel."""
+    net = network()
+    with torch.no_grad():
+        net[0].weight[1:] = net[0].weight[:1] + 1e-4 * net[0].weight[1:]
+        net[0].bias[1:] = net[0].bias[:1]
+
+    bare, made = (linl.refit(net, ["2"], images, norms=False, **ridge) for ridge in ({"ridge": 1e-12}, {}))
+    largest = [_largest(one.get_submodule("2").get_parameter(_weight(one.get_submodule("2")))) for one in (bare, made)]
+    assert largest[1] < largest[0] / 100
+    missed = [one.refit_report.table["missed"].item() for one in (bare, made)]
+    assert missed[0] <= missed[1] < missed[0] + 0.02, "and hardly anything more is missed"
+
+
 def test_a_pointwise_layer_vanishes_into_its_neighbour(images):
     """Nothing is left of the block: the narrow layer before it takes it in."""
     net = network()
