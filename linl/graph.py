@@ -119,25 +119,26 @@ def trace(net: nn.Module, own: bool = True) -> fx.GraphModule:
     return _traced(copies[1], graphs[1], modes)
 
 
-def trace_evaluation(net: nn.Module, own: bool = True) -> fx.GraphModule:
+def trace_evaluation(net: nn.Module) -> fx.GraphModule:
     """A traced copy of a network as it is in evaluation, for those who only read it: half of `trace`'s time.
 
     What training does isn't looked at; functional dropout that is switched off is gone.
-
-    Args:
-        own: as in `trace`.
 
     Raises:
         UntraceableError: as `graph_of`.
     """
     if isinstance(net, fx.GraphModule):
-        return trace(net, own).eval()
-    copied = clone(net, own).eval()
-    graph = graph_of(copied)
-    for node in [n for n in graph.nodes if n.target in _DROPOUTS and not _argument(n, 2, "training", True)]:
+        traced = trace(net).eval()
+    else:
+        copied = clone(net).eval()
+        traced = _traced(copied, graph_of(copied), {"": False})
+    off = [n for n in traced.graph.nodes if n.target in _DROPOUTS and not _argument(n, 2, "training", True)]
+    for node in off:
         node.replace_all_uses_with(input_of(node))
-        graph.erase_node(node)
-    return _traced(copied, graph, {"": False})
+        traced.graph.erase_node(node)
+    if off:
+        traced.recompile()
+    return traced
 
 
 def _traced(copied: nn.Module, graph: fx.Graph, modes: dict[str, bool]) -> fx.GraphModule:

@@ -238,6 +238,8 @@ def _as_one(block: nn.Module, name: str, x: Tensor) -> nn.Module:
         raise ValueError(f"{name} is not one layer without its activations: {told}")
     if getattr(made[-1], "groups", 1) > 1 or getattr(made[-1], "padding_mode", "zeros") != "zeros":
         raise ValueError(f"{name} is a convolution in groups, or one that doesn't pad with zeros: {made[-1]}")
+    if isinstance(getattr(made[-1], "padding", 0), str):
+        raise ValueError(f"{name} is a convolution that says {made[-1].padding!r} for its padding: give it in numbers")
     if made[-1].bias is None:
         made[-1].bias = nn.Parameter(made[-1].weight.new_zeros(len(made[-1].weight)))
     return folded
@@ -250,7 +252,7 @@ def _pointwise(folded: nn.Module, name: str) -> nn.Conv2d:
         raise ValueError(f"pointwise = {name!r}: {_described(layer)} is no convolution")
     for axis, size in enumerate(layer.kernel_size):  # a ZeroPad2d has left, right, top, bottom
         around = {layer.padding[axis] + sum(pad.padding[2 * (1 - axis) + end] for pad in pads) for end in (0, 1)}
-        if around != {layer.dilation[axis] * (size - 1) / 2}:
+        if size % 2 == 0 or around != {layer.dilation[axis] * (size // 2)}:
             raise ValueError(f"pointwise = {name!r}: {_described(layer)} doesn't pad half of its kernel on every side")
     one = nn.Conv2d(layer.in_channels, layer.out_channels, 1, layer.stride).to(layer.weight).eval()
     height, width = layer.kernel_size

@@ -142,6 +142,11 @@ def fit(
         raise ValueError(
             f"distill = {settings.distill}: a recipe with distill above 0 needs teacher=, another takes none"
         )
+    if bool(settings.hint) != bool(hints):
+        raise ValueError(
+            f"hint = {settings.hint}: a recipe with hint above 0 needs hints=, the modules that are compared; another "
+            "takes none"
+        )
     if hints and teacher is None:
         raise ValueError("hints without a teacher: whose values are to be aimed at?")
     verbose, watch = verbose and us.first, watch if us.first else None
@@ -174,9 +179,10 @@ def _fitted(
     groups = param_groups(net, settings.lr, settings.unit_lr, settings.weight_decay, settings.unit_weight_decay)
     optimizer = OPTIMIZERS[settings.optimizer](groups, settings)
     if teacher is not None:
-        teacher = Teacher(teacher, net, settings, hints, torch.zeros(1, *data.input_size, device=where), precision)
+        like = torch.zeros(1, *data.input_size, device=where) if hints else None
+        teacher = Teacher(teacher, net, settings, where, precision, hints, like)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    identity |= {"teacher": teacher.identity} if teacher else {}
+    identity |= teacher.identity if teacher else {}
     if (done := _finished(folder, net, identity)) is not None:
         net.eval()
         return replace(done, precision=precision, device=where.type)
@@ -193,14 +199,14 @@ def _fitted(
         torch.random.fork_rng(devices=cuda),
         fp32_where_bf16_is_slow(net, where, precision),
         products_where_images_are_small(net, where, precision),
-        teacher or contextlib.nullcontext(),
     ):
         for epoch in range(resumed, settings.epochs):
             current = Epoch(epoch + 1, settings.epochs, steps, where, us, state.within)
             if not (state.within and take_up_chance(state.within["chance"], where, us)):
                 torch.manual_seed(mixed_seed(seed, epoch, *([current.step] if current.step else [])))
             how = (seed, precision, saving, verbose, teacher)
-            row = _one_epoch(net, model, data, settings, optimizer, peaks, current, *how)
+            with teacher or contextlib.nullcontext():
+                row = _one_epoch(net, model, data, settings, optimizer, peaks, current, *how)
             row |= _validate(net, data, settings.batch_size, where, precision, settings.loss, us)
             row |= plain_numbers(watch(net)) if watch else {}
             state.epoch, state.within = epoch + 1, None

@@ -5,7 +5,8 @@ every process takes its share of each batch, the same images that one process wo
 learning rates stay as they are. Gradients are averaged (torch's DistributedDataParallel). BatchNorm on GPUs takes its
 statistics over the whole batch (SyncBatchNorm); on processors, where torch has none, each process's own share, and
 the running statistics are those of the first process. Dropout and attacks' starting points are drawn by each process
-for itself. The first process alone writes and speaks.
+for itself, and a teacher's hints are measured in the variance of its own share. The first process alone writes and
+speaks.
 """
 
 from __future__ import annotations

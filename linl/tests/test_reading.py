@@ -109,6 +109,8 @@ def test_only_evaluation_is_read():
     assert state.decided and linl.verify_stability(net, state)
     x = box.sample(100)
     assert torch.allclose(linl.compress(net, state)(x), net(x), rtol=0, atol=1e-12)
+    read = program(torch.fx.symbolic_trace(net), (4,))
+    assert torch.allclose(read.run(x)[read.output], net(x), rtol=0, atol=1e-12)
     with pytest.raises(linl.graph.UntraceableError, match="something else in training than in evaluation"):
         linl.graph.trace(net)
     always = nn.Sequential(nn.Linear(4, 4), Wired(lambda net, x: F.dropout(x, 0.5))).eval()

@@ -239,9 +239,20 @@ def test_more_that_cannot_be_replaced(images):
             linl.refit(net, ["2", "5"], images, **{asked: ["5", "3"]})
     with pytest.raises(ValueError, match="pointwise = '8': 5 → 3 is no convolution"):
         linl.refit(net, ["8"], images, pointwise=["8"])
-    for uneven in (nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, (3, 2), padding=1), nn.Conv2d(2, 2, 3, padding=1, dilation=2)):
+    kinds = (
+        {"kernel_size": 3},
+        {"kernel_size": (3, 2)},
+        {"kernel_size": 3, "dilation": 2},
+        {"kernel_size": 2, "dilation": 2},
+    )
+    for uneven in (nn.Conv2d(2, 2, padding=int(i > 0), **kind) for i, kind in enumerate(kinds)):
         with pytest.raises(ValueError, match="pointwise = '0': .* doesn't pad half of its kernel on every side"):
             linl.refit(nn.Sequential(uneven).double().eval(), ["0"], images, pointwise=["0"])
+    for told in ("same", "valid"):
+        with pytest.raises(
+            ValueError, match=f"0 is a convolution that says '{told}' for its padding: give it in numbers"
+        ):
+            linl.refit(nn.Sequential(nn.Conv2d(2, 3, 3, padding=told)).double().eval(), ["0"], images)
     with pytest.raises(ValueError, match="train mode"):
         linl.refit(net.train(), ["2"], images)
     twice = nn.Sequential(layer := nn.Conv2d(2, 2, 1), nn.ReLU(), layer).double().eval()

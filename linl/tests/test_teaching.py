@@ -1,5 +1,7 @@
 """Teachers: outputs, hints, and what becomes of a training that is killed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -78,7 +80,7 @@ def test_a_hint_is_what_is_missed_of_a_modules_values():
     seen = {}
     for key, one in (("mine", net.eval()), ("its", teacher.eval())):
         one.get_submodule(name).register_forward_hook(lambda m, i, o, key=key: seen.__setitem__(key, o.detach()))
-    with Teacher(teacher, net, settings, {name: chosen}, x[:1], "fp32") as taught:
+    with Teacher(teacher, net, settings, x.device, "fp32", {name: chosen}, x[:1]) as taught:
         logits = net(x)
         told = taught.mixed(torch.tensor(2.0), logits, x)
     teacher(x)
@@ -113,12 +115,13 @@ def test_hints_bring_a_module_nearer_and_belong_to_the_training(tmp_path):
         settings = recipe("distill-hints-digits", epochs=4, batch_size=16, lr=3e-3, hint=hint)
         fit(ends[hint], digits, settings, hints={name: None} if hint else None, folder=tmp_path / str(hint), **how)
     assert missing(ends[3.0]) < missing(ends[0.0]) / 2
-    assert not any(m._forward_hooks for one in (teacher, ends[3.0]) for m in one.modules())
+    assert not any(m._forward_hooks for m in ends[3.0].modules())
 
     epochs = []
 
     def kill(net):
         epochs.append(1)
+        assert not any(m._forward_hooks for m in net.modules()), "a copy made here would listen for ever"
         if len(epochs) == 2:
             raise KeyboardInterrupt
         return {}
@@ -128,7 +131,7 @@ def test_hints_bring_a_module_nearer_and_belong_to_the_training(tmp_path):
         fit(start, digits, settings, hints={name: None}, folder=tmp_path / "killed", watch=kill, **how)
     fit(start, digits, settings, hints={name: None}, folder=tmp_path / "killed", **how)
     assert all(torch.equal(a, b) for a, b in zip(ends[3.0].parameters(), start.parameters(), strict=True))
-    with pytest.raises(ValueError, match="teacher"):
+    with pytest.raises(ValueError, match=r"\(hints differ\)"):
         fit(start, digits, settings, hints={name: torch.arange(width)}, folder=tmp_path / "killed", **how)
 
 
@@ -147,6 +150,8 @@ def values(net, name, x):
         (0.0, {"a": None}, "hint = 0.0: .* another takes none"),
         (1.0, {"a": None}, "hints: no module 'a' in the network"),
         (1.0, {INNER: torch.arange(3)}, r"hints: .* gives \(\d+,\) where the teacher's gives \(3,\)"),
+        (1.0, {INNER: [0, 1000]}, "hints: .* no channel 1000, the teacher's has"),
+        (1.0, {INNER: [True, False]}, "aren't the numbers of channels"),
     ],
 )
 def test_hints_that_cannot_be_compared(hint, hints, said):
@@ -154,5 +159,59 @@ def test_hints_that_cannot_be_compared(hint, hints, said):
     hints = {hinted(net)[0] if name == INNER else name: at for name, at in hints.items()}
     with pytest.raises(ValueError, match=said):
         fit(net, digits, recipe("distill-hints-digits", hint=hint), device="cpu", teacher=net, hints=hints)
-    with pytest.raises(ValueError, match="hints without a teacher" if hints else "needs teacher="):
-        fit(net, digits, recipe("linlnet-digits" if hints else "distill-hints-digits"), device="cpu", hints=hints)
+
+
+def test_hints_are_a_teachers():
+    net, digits = setting()
+    settings = replace(recipe("linlnet-digits"), hint=1.0)  # `recipe` itself refuses it
+    with pytest.raises(ValueError, match="hints without a teacher"):
+        fit(net, digits, settings, device="cpu", hints={hinted(net)[0]: None})
+
+
+class Odd(torch.nn.Module):
+    """A layer that training skips, one that gives two values, one that nobody calls, and one changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (torch.nn.Linear(4, 4) for _ in "abcd")
+        self.two, self.act = torch.nn.MaxPool1d(2, return_indices=True), torch.nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = x if self.training else self.a(x)
+        self.two(x)
+        return self.act(self.b(x)) + self.d(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("c", "c isn't called in the network"), ("two", "two gives a tuple"), ("b", "b gives is changed in place")],
+)
+def test_values_that_are_no_hint_are_refused_before_any_work(name, said):
+    net, x = Odd(), torch.randn(5, 4)
+    with pytest.raises(ValueError, match=said):
+        Teacher(Odd(), net, recipe("distill-hints"), x.device, "fp32", {name: None}, x[:1])
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+def test_values_of_another_pass_are_never_taken():
+    net, x, settings = Odd(), torch.randn(5, 4), recipe("distill-hints")
+    with Teacher(Odd(), net, settings, x.device, "fp32", {"a": None, "d": None}, x[:1]) as taught:
+        net.eval()
+        taught.mixed(torch.tensor(0.0), net(x), x)
+        net.train()
+        with pytest.raises(ValueError, match="a isn't called in the network"):
+            taught.mixed(torch.tensor(0.0), net(x), x)
+
+
+def test_values_that_do_not_vary():
+    """A dead layer of the teacher's: the mean squared distance, no infinity."""
+    mine, dead = torch.randn(6, 3), torch.zeros(6, 3)
+    assert linl.teaching.missed(mine, dead).item() == pytest.approx((mine**2).mean().item())
+
+
+def test_without_hints_nothing_is_run_beforehand():
+    """So that a network in float64, or one that reads no images, has a teacher too."""
+    net = torch.nn.Linear(4, 3).double()
+    with Teacher(net, net, recipe("distill-digits"), torch.device("cpu"), "fp32", {}) as taught:
+        x = torch.randn(5, 4, dtype=torch.float64)
+        assert taught.mixed(torch.tensor(1.0), net(x), x).item() == pytest.approx(0, abs=1e-6)
