@@ -142,6 +142,7 @@ def fit(
         raise ValueError(
             f"distill = {settings.distill}: a recipe with distill above 0 needs teacher=, another takes none"
         )
+    hints = hints or {}
     if bool(settings.hint) != bool(hints):
         raise ValueError(
             f"hint = {settings.hint}: a recipe with hint above 0 needs hints=, the modules that are compared; another "
@@ -159,11 +160,11 @@ def fit(
     how = {"seed": seed, "folder": folder, "where": where, "precision": precision, "us": us}
     how |= {"fused_units": fused_units, "verbose": verbose, "watch": watch, "save_every": save_every}
     if not folder:
-        return _fitted(net, data, settings, identity, teacher, hints or {}, **how)
+        return _fitted(net, data, settings, identity, teacher, hints, **how)
     taken_up = any((folder / name).is_file() for name in KEPT)
     with begun(net, folder.resolve(), taken_up) as start:
         identity[START] = None if taken_up and other_start else start
-        return _fitted(net, data, settings, identity, teacher, hints or {}, **how)
+        return _fitted(net, data, settings, identity, teacher, hints, **how)
 
 
 def _fitted(
