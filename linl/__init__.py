@@ -47,6 +47,7 @@ from linl.guarding import guard
 from linl.masks import harden_masks
 from linl.padding import pad_first
 from linl.pruning import prune
+from linl.reconstruction import reconstruct
 from linl.refitting import refit
 from linl.shallowing import shallow
 from linl.shrinking import shrink
@@ -71,7 +72,7 @@ __all__ = [
     "cost", "data", "dead_rate", "dead_rates", "devices", "distributed", "fold", "fold_norms", "foldable",
     "folding", "fuse_kernels_", "graph", "guard", "harden", "harden_masks", "linearize", "losses", "machines",
     "masks", "measure", "merge", "models", "nonlinearity", "notebooks", "pad_first", "param_groups", "penalty",
-    "planning", "project_", "prune", "prune_cycles", "pruning", "published_proofs", "refit", "regions",
-    "results", "shallow", "shrink", "signals", "sites", "sliders", "stability", "tables", "train", "units", "verify",
-    "verify_stability", "weights",
+    "planning", "project_", "prune", "prune_cycles", "pruning", "published_proofs", "reconstruct", "refit",
+    "regions", "results", "shallow", "shrink", "signals", "sites", "sliders", "stability", "tables", "train",
+    "units", "verify", "verify_stability", "weights",
 ]  # fmt: skip

@@ -194,11 +194,16 @@ def _reads_features(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 def refuse_unfinished(net: nn.Module) -> None:
     """Train mode, trainable units and masks, by name."""
+    refuse_training(net)
+    refuse_units(net)
+    refuse_masks(net)
+
+
+def refuse_training(net: nn.Module) -> None:
+    """Train mode, by name."""
     training = [name or "the network" for name, module in net.named_modules() if module.training]
     if training:
         raise ValueError(f"{training[0]} is in train mode: call .eval() first, BatchNorm and dropout behave otherwise")
-    refuse_units(net)
-    refuse_masks(net)
 
 
 def refuse_units(net: nn.Module) -> None:
