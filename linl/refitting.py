@@ -73,9 +73,9 @@ def refit(
     Returns: a copy, `.refit_report` attached.
 
     Raises:
-        ValueError: train mode or trainable units, an unknown block, one within another, one that isn't called once,
-            one that doesn't fold to one layer, units or pointwise layers for what isn't replaced, a pointwise layer for
-            what isn't a convolution that pads half of its kernel on every side, or too few images.
+        ValueError: train mode or trainable units, an unknown block, one within another, one that isn't called once
+            with one tensor, one that doesn't fold to one layer, units or pointwise layers for what isn't replaced, a
+            pointwise layer for what isn't a convolution that pads half of its kernel on every side, or too few images.
     """
     refuse_unfinished(net)
     refuse_blocks(net, blocks)
@@ -88,13 +88,14 @@ def refit(
     ones |= {name: _pointwise(ones[name], name) for name in pointwise}
     samples = {name: Sample(n, _only_layer(one), len(images)) for n, (name, one) in enumerate(ones.items())}
     targets = outputs(net, samples, parts)
+    for name, one in ones.items():
+        refuse_few(name, _only_layer(one), sum(map(len, targets[name])), len(images))
     for name, block in ones.items():
         layer, sample = _only_layer(block), samples[name]
         made.set_submodule(name, block)
         sums = Sums()
         for number, (part, y) in enumerate(zip(parts, targets.pop(name), strict=True)):
             sums.add(sample.of_inputs(stopped_at(made, _name_in(made, layer), part)[0], number), y)
-        refuse_few(name, sums, len(images))
         told = {"block": name, "layer": _described(layer), "numbers": sums.numbers, "rows": sums.rows}
         bare = sums.missed(*numbers_of(layer))
         set_(layer, *sums.solution(ridge))

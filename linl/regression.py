@@ -71,16 +71,20 @@ def called_once(net: nn.Module, names: Sequence[str], images: Tensor) -> dict[st
     """What each module reads, in the order of the forward pass.
 
     Raises:
-        ValueError: a module that isn't called once.
+        ValueError: a module that isn't called once, or not with one tensor for one tensor.
     """
-    seen: list[tuple[str, Tensor]] = []
-    with hooked(net, {name: lambda m, inputs, y, name=name: seen.append((name, inputs[0])) for name in names}):
+    seen: list[tuple[str, tuple, object]] = []
+    with hooked(net, {name: lambda m, inputs, y, name=name: seen.append((name, inputs, y)) for name in names}):
         net(images)
-    called = [name for name, _ in seen]
+    called = [name for name, *_ in seen]
     for name in names:
         if called.count(name) != 1:
-            raise ValueError(f"{name} is called {called.count(name)} times: only a block called once can be replaced")
-    return dict(seen)
+            hint = "; of a traced network only layers are called" if not called.count(name) else ""
+            raise ValueError(f"{name} is called {called.count(name)} times, and only what is called once will do{hint}")
+    for name, inputs, y in seen:
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not isinstance(y, Tensor):
+            raise ValueError(f"{name} isn't called with one tensor, by position, or doesn't give one")
+    return {name: inputs[0] for name, inputs, _ in seen}
 
 
 class Sample:
@@ -178,7 +182,7 @@ class Sums:
         weight = found[:-1].T
         return weight, found[-1] + self._y - weight @ self._x
 
-    def needed(self, left: int, size: int, ridge: float) -> Tensor:
+    def needed(self, left: int, size: int, ridge: float, outputs: Tensor | None = None) -> Tensor:
         """Which inputs a layer needs most, if it may read so many; bool (inputs,).
 
         Backward elimination: the one whose loss raises the error least goes, the other weights are those of the least
@@ -188,9 +192,10 @@ class Sums:
             left: inputs that stay.
             size: numbers of an input: the positions of a kernel.
             ridge: as for `solution`, above 0.
+            outputs: bool (outputs,), those that count; None for all.
         """
-        inverse = torch.linalg.inv(self._held(ridge))
-        weight, inputs = inverse @ self._xy, (self.numbers - 1) // size
+        inverse, wanted = torch.linalg.inv(self._held(ridge)), self._xy if outputs is None else self._xy[:, outputs]
+        weight, inputs = inverse @ wanted, (self.numbers - 1) // size
         groups = torch.arange(inputs * size, device=weight.device).view(inputs, size)
         stays = torch.ones(inputs, dtype=torch.bool, device=weight.device)
         for _ in range(inputs - left):
@@ -206,15 +211,17 @@ class Sums:
 
     def _held(self, ridge: float) -> Tensor:
         """Σ xxᵀ with what holds weights back on its diagonal, relative to its mean."""
-        held = torch.full((self.numbers,), ridge * self._xx.diagonal()[:-1].mean().item()).to(self._xx)
+        scale = self._xx.diagonal()[:-1].mean().item() or 1.0  # 1 where nothing that is read varies
+        held = torch.full((self.numbers,), ridge * scale).to(self._xx)
         held[-1] = 0
         return self._xx + held.diag()
 
     def missed(self, weight: Tensor, bias: Tensor, variance: Tensor | None = None) -> float:
-        """Squared error of a layer, in the outputs' `variance` (the sum over channels), or in another."""
+        """Squared error of a layer, in the outputs' `variance` (the sum over channels), or in another; nan in none."""
         w = self._about_the_middle(weight, bias)
         error = self._yy - 2 * (w * self._xy).sum(0) + (w * (self._xx @ w)).sum(0)
-        return (error.sum() / (self.variance if variance is None else variance)).item()
+        variance = self.variance if variance is None else variance
+        return (error.sum() / variance).item() if variance > 0 else math.nan
 
     @property
     def variance(self) -> Tensor:
@@ -232,15 +239,16 @@ class Sums:
         return torch.cat([weight, (bias + weight @ self._x - self._y)[:, None]], 1).T
 
 
-def refuse_few(name: str, sums: Sums, images: int) -> None:
+def refuse_few(name: str, layer: nn.Module, rows: int, images: int) -> None:
     """
     Raises:
-        ValueError: too few outputs for so many weights.
+        ValueError: too few outputs, of so many images, for the weights of an output of a layer.
     """
-    if sums.rows < LEAST * sums.numbers:
-        more = -(-images * LEAST * sums.numbers // sums.rows)
+    numbers = layer.weight[0].numel() + 1
+    if rows < LEAST * numbers:
+        more = -(-images * LEAST * numbers // rows)
         raise ValueError(
-            f"{images} images are {sums.rows} outputs of {name}, too few for {sums.numbers} weights each: give {more}"
+            f"{images} images are {rows} outputs of {name}, too few for {numbers} weights each: give {more}"
         )
 
 

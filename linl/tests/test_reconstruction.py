@@ -173,22 +173,109 @@ def test_more_channels_miss_less(images):
     assert missed == sorted(missed, reverse=True) and missed[-1] < 1e-12
 
 
-def test_channels_that_others_read_stay():
-    """A block whose last layer reads what it adds to as well: nothing can be cut, and the report says so."""
+class Block(nn.Module):
+    """Two dense layers and what comes of them, by a function of (what is read, its two layers, a third one)."""
 
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 3)
+    def __init__(self, computed, size=3, hidden=12):
+        super().__init__()
+        self.first, self.last, self.side = nn.Linear(size, hidden), nn.Linear(hidden, size), nn.Linear(size, size)
+        self.computed = computed
 
-        def forward(self, x):
-            h = self.first(x).relu()
-            return h + self.last(h)
+    def forward(self, x):
+        return self.computed(x, self.first, self.last, self.side)
 
-    net, x = nn.Sequential(Tied(), nn.ReLU(), nn.Linear(3, 2)).double().eval(), torch.randn(50, 3, dtype=torch.float64)
-    made = linl.reconstruct(net, net, ["0", "2"], x, channels={"0": 1, "2": 2})
-    assert made.reconstruction_report.table["channels_left"].tolist() == [3, 3]
-    assert (made[0].last.weight == 0).all(0).sum() == 2 and (made[2].weight == 0).all(0).sum() == 1
+
+def vectors(block, n=200):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 3), block, nn.ReLU()).double().eval()
+    return net, torch.randn(n, 3, dtype=torch.float64)
+
+
+def by_head(x, first, last, side):
+    return x + last(first(x).relu().view(-1, 12))
+
+
+def by_branch(x, first, last, side):
+    return x + last(first(x).relu()) if x.sum() > -1e9 else x
+
+
+def to_itself(x, first, last, side):
+    h = first(side(x)).relu()
+    return x + last(h) - 0 * h.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("computed", [by_head, by_branch, to_itself])
+def test_channels_that_cannot_be_cut_stay_all(computed):
+    """The code counts on them, can't be traced, or reads them elsewhere: the block is fitted as it is."""
+    block = Block(computed)
+    net, x = vectors(block)
+    plain, made = (linl.reconstruct(net, net, ["1"], x, channels=asked) for asked in ({}, {"1": 4}))
+    row = made.reconstruction_report.table.iloc[0]
+    assert row["channels_left"] == row["channels"] == 12 and abs(row["missed"]) < 1e-12
+    assert linl.verify(plain, made, x).equal and not (made[1].last.weight == 0).any()
+
+
+def test_a_branch_that_is_constant_is_no_obstacle():
+    """`shrink` would make it a number; the block keeps it, and is narrower."""
+    net, x = vectors(Block(lambda x, first, last, side: x + side(x) + last(first(x).relu())))
+    net[1].side.weight.data.zero_()
+    made = linl.reconstruct(net, net, ["1"], x, channels={"1": 4})
+    left = made.reconstruction_report.table["channels_left"].item()
+    assert left == len(made[1].first.weight) == made[1].last.weight.shape[1]
+    assert left in (4, 12) and (left == 12) == (abs(made.reconstruction_report.table["missed"].item()) < 1e-12)
+
+
+def test_an_output_that_the_norm_makes_nothing_of_hinders_no_cut(images):
+    net = nn.Sequential(Away(4)).double().eval()
+    net[0].norm.weight.data[1] = 0
+    net[0].norm.weight.data[2] = 1e-9
+    x = torch.randn(100, 4, 7, 7, dtype=torch.float64)
+    made = linl.reconstruct(net, net, ["0"], x, channels={"0": 3})
+    assert made.reconstruction_report.table["channels_left"].item() == 3 == len(made[0].inner.weight)
+    stays = [
+        i for i, row in enumerate(net[0].inner.weight) if any(torch.equal(row, kept) for kept in made[0].inner.weight)
+    ]
+    assert torch.equal(made[0].last.weight[1:3], net[0].last.weight[1:3][:, stays])
+    assert made[0].last.weight.abs().max() < 1e3
+
+
+@pytest.mark.parametrize("factor", [1e-7, 3e-8])
+def test_in_float32_a_tiny_factor_does_no_harm(factor):
+    """Behind a norm that has learnt to shut a channel no weights grow to what the rounding says."""
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Conv2d(2, 4, 1), Away(4)).eval()
+    teacher[1].norm.weight.data[0] = factor
+    net, x = disturbed(teacher, ["0"]), torch.randn(100, 2, 9, 9)
+    made = linl.reconstruct(net, teacher, ["1"], x)
+    wanted = between(teacher, "1", x)[1]
+    errors = [((between(one, "1", x)[1] - wanted) ** 2).mean() for one in (net, made)]
+    assert errors[1] < errors[0] and made[1].last.weight.abs().max() < 100
+
+
+def test_in_bfloat16_too():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 4, 1), Away(4)).eval().to(torch.bfloat16)
+    made = linl.reconstruct(net, net, ["1"], torch.randn(100, 2, 9, 9).bfloat16(), channels={"1": 5})
+    assert made[1].last.weight.dtype == torch.bfloat16 and made[1].last.in_channels == 5
+
+
+def test_what_is_frozen_stays_frozen(images):
+    net = ending_in_norms().requires_grad_(False)
+    made = linl.reconstruct(net, net, list(BLOCKS), images)
+    assert made[2].last.bias is not None and not any(p.requires_grad for p in made.parameters())
+    assert net[2].last.bias is None
+
+
+def test_where_nothing_varies(images):
+    """Hidden values that are all the same leave the bias to be found; a share of no variance is none."""
+    teacher = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))).double().eval()
+    net = linl.graph.clone(teacher)
+    net[0][0].weight.data.zero_()
+    x = torch.randn(100, 3, dtype=torch.float64)
+    made = linl.reconstruct(net, teacher, ["0"], x)
+    assert torch.allclose(made(x)[0], teacher(x).mean(0)) and torch.equal(made[0][2].weight, net[0][2].weight)
+    assert made.reconstruction_report.table["missed"].item() == pytest.approx(1)
+    assert linl.reconstruct(teacher, net, ["0"], x).reconstruction_report.table["missed"].isna().all()
 
 
 def test_inverted_bottlenecks_of_the_libraries():
@@ -261,6 +348,8 @@ def test_more_that_is_refused(images):
         linl.reconstruct(net, net, ["2"], images, ridge=0)
     with pytest.raises(ValueError, match="1 images are 6 outputs of 5, too few for 19 weights each: give 13"):
         linl.reconstruct(net, net, ["5"], images[:1, :, :5, :9])
+    with pytest.raises(ValueError, match=r"channels of 2: 1\.5 of the 12"):
+        linl.reconstruct(net, net, ["2"], images, channels={"2": 1.5})
     other = network()
     other[5] = nn.Sequential(other[5], nn.AvgPool2d(2)).eval()
     with pytest.raises(ValueError, match=r"5 gives \(5, 4, 4\) where the teacher's gives \(5, 2, 2\)"):
@@ -277,6 +366,61 @@ def test_more_that_is_refused(images):
     mask_(masked, masks_of(masked))
     with pytest.raises(ValueError, match="under masks"):
         linl.reconstruct(masked, net, ["2"], images)
+
+
+def gated(x, first, last, side):
+    return torch.sigmoid(4 * side(x)) * last(first(x).relu())
+
+
+def nearly_linear(x, first, last, side):
+    return 10 * x + 1e-3 * last(first(x)).relu()
+
+
+def two_of_them(x, first, last, side):
+    return x, last(first(x))
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        (Block(gated), "something bends or mixes"),
+        (Block(nearly_linear), "something bends or mixes"),
+        (Block(two_of_them), "isn't called with one tensor, by position, or doesn't give one"),
+        (torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), "1 has no weight of its own"),
+    ],
+)
+def test_what_is_behind_depends_on_the_input(block, said):
+    net, x = vectors(block)
+    if isinstance(block, Block) and block.computed is two_of_them:
+        net[2] = nn.Identity().eval()
+    with pytest.raises(ValueError, match=said):
+        linl.reconstruct(net, net, ["1"], x)
+
+
+def test_layers_that_compute_something_else():
+    from timm.layers import StdConv2d
+    from timm.layers.conv2d_same import Conv2dSame
+
+    for layer in (StdConv2d(2, 3, 1), Conv2dSame(2, 3, 3, stride=2)):
+        net = nn.Sequential(layer).eval()
+        with pytest.raises(ValueError, match=f"0, a {type(layer).__name__}, isn't an ordinary layer"):
+            linl.reconstruct(net, net, ["0"], torch.randn(50, 2, 8, 8))
+
+
+def test_layers_and_weights_that_others_have_too():
+    x = torch.randn(50, 3, dtype=torch.float64)
+    shared = nn.Linear(3, 3)
+    twice = nn.Sequential(nn.Sequential(nn.Linear(3, 3), shared), nn.Sequential(nn.ReLU(), shared)).double().eval()
+    with pytest.raises(ValueError, match=r"a weight of 0\.1 has several names \(0\.1\.weight, 0\.1\.bias, 1\.1"):
+        linl.reconstruct(twice, twice, ["0", "1"], x)
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).double().eval()
+    tied[1].weight = tied[0].weight
+    with pytest.raises(ValueError, match=r"a weight of 0 has several names \(0\.weight, 0\.bias, 1\.weight\)"):
+        linl.reconstruct(tied, tied, ["0"], x)
+    known = Block(lambda x, first, last, side: first(x)).double().eval()
+    known.other = known.first
+    with pytest.raises(ValueError, match=r"first has several names \(first, other\): untie"):
+        linl.reconstruct(known, known, ["first"], x)
 
 
 def test_a_block_alone_keeps_a_skip(images):
