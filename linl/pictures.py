@@ -97,6 +97,8 @@ class ImageFolderData:
         told = [f"{Path(path).parent.name}/{Path(path).name} {label}" for path, label in samples]
         told += [str(Path(path).stat().st_size) for path, _ in samples[:: max(1, len(samples) // 100)]]
         told += [repr((self.mean, self.std)), self.crop.interpolation]
+        if self.crop.least != Crop.least:
+            told += [repr(self.crop.least)]
         return f"{self.name} {len(samples)}x{self.input_size} {zlib.crc32(' '.join(told).encode()):08x}"
 
     def to(self, device: str | torch.device) -> ImageFolderData:
@@ -165,7 +167,8 @@ def _transform(crop: Crop, training: bool):
 
     how = {"interpolation": InterpolationMode(crop.interpolation), "antialias": True}
     if training:
-        return v2.Compose([v2.RandomResizedCrop(crop.size, **how), v2.RandomHorizontalFlip()])
+        part = v2.RandomResizedCrop(crop.size, scale=(crop.least, 1.0), **how)
+        return v2.Compose([part, v2.RandomHorizontalFlip()])
     return v2.Compose([v2.Resize(crop.shorter, **how), v2.CenterCrop(crop.size)])
 
 

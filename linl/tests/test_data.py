@@ -290,6 +290,31 @@ def test_a_network_is_scored_with_its_own_crop(tmp_path):
         linl.crops.Crop(16, 16, "nearest")
 
 
+def test_random_crops_take_at_least_a_share_of_a_picture(tmp_path):
+    """A picture that grows to the right and downwards tells how much of it a crop has seen."""
+    across, down = np.meshgrid(*[np.arange(64, dtype=np.uint8) * 4] * 2)
+    picture = Image.fromarray(np.stack([across, down, across], -1))
+    pictures(tmp_path, 8, picture.save)
+
+    def seen(least: float) -> torch.Tensor:
+        crop = linl.crops.Crop(16, least=least)
+        found = load(f"imagefolder:{tmp_path}", validation=0.0, workers=0, crop=crop, normalize="none")
+        drawn = torch.cat([x for epoch in range(20) for x, _ in found.batches("train", 16, seed=0, epoch=epoch)])
+        sides = 16 / 15 * (drawn.flatten(2).amax(2) - drawn.flatten(2).amin(2))[:, :2] * 255 / 252
+        return sides.prod(1)
+
+    most, some, whole = (seen(least) for least in (0.08, 0.5, 1.0))
+    assert most.min() < 0.15 and most.median() < some.median()
+    assert 0.45 < some.min() < 0.6 and whole.min() > 0.9
+    crops = [linl.crops.Crop(16), linl.crops.Crop(16, least=0.08), linl.crops.Crop(16, least=0.35)]
+    told = [load(f"imagefolder:{tmp_path}", crop=crop).fingerprint() for crop in crops]
+    assert told[0] == told[1] != told[2], "other training pictures"
+    assert linl.crops.sized(crops[2], 8) == linl.crops.Crop(8, 9, least=0.35)
+    for least in (0.0, -1.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="least = .*: a share of a picture's area"):
+            linl.crops.Crop(16, least=least)
+
+
 def test_real_cifar10(data_folder):
     cifar = load("cifar10", data_folder)
     assert [cifar.size(s) for s in ("train", "validation", "test")] == [45_000, 5_000, 10_000]
