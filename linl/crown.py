@@ -37,7 +37,7 @@ class Pass:
     def __init__(self, read: Program, box: Box, dtype: torch.dtype = torch.float64, back: bool = True) -> None:
         """`back`: whether it will go backward too, which needs the rounding of each layer by itself."""
         self.program, self.dtype, self.eps = read, dtype, torch.finfo(dtype).eps
-        self.back = back or dtype == torch.float64  # there `settled` needs it
+        self.back = back
         self.box = outward(box, dtype)
         self.ranges: dict[int, Range] = {0: self.box}
         self.cast = read.to(dtype)
@@ -74,7 +74,8 @@ class Pass:
             bias = 0 if op.bias is None else op.bias.abs()
             if not self.back:  # |W|·radius and its slack in one: both are |W| times something
                 spread = op.forward(radius.add_(largest, alpha=unit), absolute=True) + unit * bias
-                return Range(middle - spread, middle + spread), None
+                made = Range(middle - spread, middle + spread)
+                return (settled(op, first, made, unit) if self.dtype == torch.float64 else made), None
             spread, size = op.forward(torch.cat([radius, largest]), absolute=True).split(len(center))
             size, outputs = size + bias, math.prod(middle.shape[1:])
             slack = unit * size
@@ -82,7 +83,7 @@ class Pass:
             self.own[op.target] = rounding(ahead, eps) * size
             # a row's product with this sums all outputs, and so does the one with the bias
             rows = rounding(ahead + back, eps) * (1 + outputs * eps) * size + outputs * eps * bias
-            return (settled(op, first, made, slack) if self.dtype == torch.float64 else made), rows
+            return (settled(op, first, made, unit) if self.dtype == torch.float64 else made), rows
         if isinstance(op, Sum):
             lower, upper = 0, 0
             for sign, value in zip(op.signs, given, strict=True):
@@ -177,7 +178,7 @@ class Pass:
         last = self.weights[path[-1].target] if path else None  # no layer: units of the input itself
         if isinstance(last, Dense | Conv):  # the rows' way through the last layer is its weights
             shaped = signs.view(-1, *[1] * len(self.program.shapes[last.sources[0]]))
-            rows = {last.sources[0]: (last.first(units, like) * shaped)[None]}
+            rows = {last.sources[0]: (last.first(units) * shaped)[None]}
             low, row = self.lowest(rows, path[:-1], seen)
             if last.bias is not None:
                 low = low + signs * last.bias.broadcast_to(self.program.shapes[value]).flatten()[units]

@@ -43,6 +43,12 @@ class Op:
             self._magnitude = weight.abs()
         return self._magnitude
 
+    def sums(self, weight: Tensor) -> Tensor:
+        """Σ|weight| of each row, kept likewise."""
+        if not hasattr(self, "_sums"):
+            self._sums = self.magnitude(weight).flatten(1).sum(1)
+        return self._sums
+
 
 @dataclass(eq=False)
 class Dense(Op):
@@ -70,6 +76,11 @@ class Dense(Op):
         return max(self.fans)
 
     @property
+    def norms(self) -> Tensor:
+        """The sum of the magnitudes of each output's weights, (out,)."""
+        return self.sums(self.weight)
+
+    @property
     def scales(self) -> bool:
         """Whether each number of the output is one of the input times a factor, shifted."""
         return (
@@ -85,9 +96,13 @@ class Dense(Op):
         """rows·weight: (N, out) to (N, *inputs)."""
         return (rows @ self.weight).view(len(rows), *self.inputs)
 
-    def first(self, units: Tensor, like: Tensor) -> Tensor:
+    def first(self, units: Tensor) -> Tensor:
         """`backward` of the rows that pick some outputs."""
         return self.weight[units].view(len(units), *self.inputs)
+
+    def terms(self, units: Tensor) -> tuple[Tensor, Tensor]:
+        """The products that some outputs (flat positions) are sums of: what they read, and the weights; (N, fan) each."""
+        return torch.arange(self.weight.shape[1]).expand(len(units), -1), self.weight[units]
 
 
 @dataclass(eq=False)
@@ -117,6 +132,11 @@ class Conv(Op):
         return max(self.fans)
 
     @property
+    def norms(self) -> Tensor:
+        """As in `Dense`, (C, 1, …)."""
+        return self.sums(self.layer.weight).view(-1, *[1] * self.layer.geometry.dims)
+
+    @property
     def pointwise(self) -> bool:
         """Whether each number of the output reads one number of the input alone: a BatchNorm, a padding."""
         g = self.layer.geometry
@@ -138,18 +158,25 @@ class Conv(Op):
         """As in `Dense`: (N, *outputs) to (N, *inputs)."""
         return adjoint(self.layer.geometry, self.layer.weight, rows, tuple(self.inputs[1:]))
 
-    def first(self, units: Tensor, like: Tensor) -> Tensor:
-        """As in `Dense`: channel by channel, since all but one of a row's channels are zeros."""
+    def first(self, units: Tensor) -> Tensor:
+        """As in `Dense`."""
+        at, weights = self.terms(units)
+        made = weights.new_zeros(len(units), math.prod(self.inputs)).scatter_add_(1, at, weights)
+        return made.view(len(units), *self.inputs)
+
+    def terms(self, units: Tensor) -> tuple[Tensor, Tensor]:
+        """As in `Dense`; where padding makes up a zero, its weight is 0. (No other padding is read: `linl.reading`.)"""
         g, area = self.layer.geometry, math.prod(self.outputs[1:])
-        wide, each = g.inputs // g.groups, g.outputs // g.groups
-        alone = replace(g, inputs=wide, outputs=1, groups=1)
-        made = like.new_zeros(len(units), *self.inputs)
-        for channel in (units // area).unique().tolist():
-            mine, begin = (units // area == channel).nonzero()[:, 0], channel // each * wide
-            rows = picks(units[mine] % area, torch.Size((1, *self.outputs[1:])), like)
-            weight = self.layer.weight[channel : channel + 1]
-            made[mine, begin : begin + wide] = adjoint(alone, weight, rows, tuple(self.inputs[1:]))
-        return made
+        channel, place = units // area, torch.unravel_index(units % area, self.outputs[1:])
+        group = channel // (g.outputs // g.groups) * (g.inputs // g.groups)  # its first channel
+        at = group[:, None] + torch.arange(g.inputs // g.groups)
+        real = torch.ones_like(at, dtype=torch.bool)
+        for axis, (side, here, (low, _)) in enumerate(zip(self.inputs[1:], place, g.padding, strict=True)):
+            taps = here[:, None] * g.stride[axis] + torch.arange(g.kernel[axis]) * g.dilation[axis] - low
+            taps = taps.view(len(units), *[1] * (at.ndim - 1), -1)
+            at, real = at[..., None] * side + taps, real[..., None] & (taps >= 0) & (taps < side)
+        at, real = at.flatten(1), real.flatten(1)
+        return torch.where(real, at, 0), torch.where(real, self.layer.weight.flatten(1)[channel], 0)
 
 
 @dataclass(eq=False)

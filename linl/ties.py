@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable
 from fractions import Fraction
 
+import torch
 from torch import Tensor
 
 from linl.program import Conv, Dense
@@ -19,38 +20,55 @@ from linl.ranges import Range
 WORK = 300_000
 """Products in exact arithmetic for one layer, about a second; ties beyond that keep their rounding."""
 
+AT_ONCE = 1 << 22
+"""Products that are looked at together: 32 MiB a tensor."""
 
-def settled(op: Dense | Conv, given: Range, made: Range, slack: Tensor) -> Range:
-    """A layer's range with those ends anew that lie within their slack of zero.
+
+def settled(op: Dense | Conv, given: Range, made: Range, unit: float) -> Range:
+    """A layer's range with those ends anew that lie within twice their slack of zero.
 
     Args:
         op: the layer.
         given: the range of what it reads, (boxes, *inputs) in float64.
-        made: its own, (boxes, *outputs), widened by
-        slack: (boxes, *outputs).
+        made: its own, (boxes, *outputs), widened by its slack:
+        unit: times the sum of magnitudes that an output is a sum of.
     """
-    near = ((made.lower < 0) & (made.lower >= -2 * slack)) | ((made.upper > 0) & (made.upper <= 2 * slack))
-    if not near.any():
-        return made
-    places = near.flatten(1).nonzero()
-    units = places[:, 1].unique()[: max(1, WORK // op.fan)]
-    rows = dict(zip(units.tolist(), op.first(units, given.lower).flatten(1), strict=True))
-    bias = None if op.bias is None else op.bias.broadcast_to(made.lower.shape[1:]).flatten()
-    lower, upper = made.lower.flatten(1).clone(), made.upper.flatten(1).clone()
-    for box, unit in places.tolist()[: max(1, WORK // op.fan)]:
-        if unit in rows:
-            start = Fraction(0 if bias is None else float(bias[unit]))
-            low, high = _ends(rows[unit], given.lower[box].flatten(), given.upper[box].flatten())
-            lower[box, unit] = _rounded(start + low, -math.inf)
-            upper[box, unit] = _rounded(start + high, math.inf)
-    return Range(lower.view(made.lower.shape), upper.view(made.upper.shape)) & made
+    shape = made.lower.shape[1:]
+    bias = made.lower.new_zeros(()) if op.bias is None else op.bias
+    largest = given.largest.flatten(1).amax(1).view(-1, *[1] * len(shape))
+    most = 2 * unit * (bias.abs() + 1.01 * op.norms * largest)  # no less than twice the slack, and cheap
+    ends, left = [], WORK
+    for sign, end in ((1, made.lower), (-1, -made.upper)):  # an upper end: the lower one of what is negated
+        anew = end.flatten(1)
+        near = ((end < 0) & (end >= -most)).flatten(1).nonzero()
+        if len(near):
+            anew = anew.clone()
+            shifts = sign * bias.broadcast_to(shape).flatten()
+        for places in near.split(max(1, AT_ONCE // op.fan)) if len(near) else ():
+            left = _settle_(anew, places, op, given, sign, shifts, unit, left)
+        ends.append(anew.view(end.shape))
+    return Range(ends[0], -ends[1]) & made
 
 
-def _ends(row: Tensor, lower: Tensor, upper: Tensor) -> tuple[Fraction, Fraction]:
-    """The least and the greatest of row·x for lower ≤ x ≤ upper."""
-    used = row.nonzero()[:, 0]
-    rows = list(zip(*(t[used].tolist() for t in (row, lower, upper)), strict=True))
-    return _sum((w, a if w > 0 else b) for w, a, b in rows), _sum((w, b if w > 0 else a) for w, a, b in rows)
+def _settle_(
+    ends: Tensor, places: Tensor, op: Dense | Conv, given: Range, sign: int, bias: Tensor, unit: float, left: int
+) -> int:
+    """Lower ends of sign·layer at some places (box, unit) anew, in place. Returns how much work is left to be spent."""
+    box, units = places.T
+    at, weights = op.terms(units)
+    weights = sign * weights
+    low, high = (side.flatten(1)[box[:, None], at] for side in (given.lower, given.upper))
+    slack = unit * ((weights.abs() * torch.maximum(low.abs(), high.abs())).sum(1) + bias[units].abs())
+    x = torch.where(weights > 0, low, high)
+    some = (weights != 0) & (x != 0)
+    near = ends[box, units] >= -2.01 * slack
+    plain = near & ~some.any(1)  # nothing is added to the bias
+    ends[box[plain], units[plain]] = bias[units[plain]]
+    for i in (near & ~plain).nonzero()[: left // op.fan, 0].tolist():
+        terms = zip(weights[i, some[i]].tolist(), x[i, some[i]].tolist(), strict=True)
+        ends[box[i], units[i]] = _rounded_down(Fraction(bias[units[i]].item()) + _sum(terms))
+        left -= op.fan
+    return left
 
 
 def _sum(pairs: Iterable[tuple[float, float]]) -> Fraction:
@@ -64,8 +82,7 @@ def _sum(pairs: Iterable[tuple[float, float]]) -> Fraction:
     return Fraction(sum(top << (places - place) for top, place in terms), 1 << places)
 
 
-def _rounded(value: Fraction, towards: float) -> float:
-    """The nearest float on the side of `towards`."""
+def _rounded_down(value: Fraction) -> float:
+    """The largest float that isn't above it."""
     near = float(value)
-    wrong = Fraction(near) > value if towards < 0 else Fraction(near) < value
-    return math.nextafter(near, towards) if wrong else near
+    return math.nextafter(near, -math.inf) if Fraction(near) > value else near
