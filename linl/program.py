@@ -101,7 +101,7 @@ class Dense(Op):
         return self.weight[units].view(len(units), *self.inputs)
 
     def terms(self, units: Tensor) -> tuple[Tensor, Tensor]:
-        """The products that some outputs (flat positions) are sums of: what they read, and the weights; (N, fan) each."""
+        """What some outputs (flat positions) are sums of: positions of what each reads, and weights; (N, fan) both."""
         return torch.arange(self.weight.shape[1]).expand(len(units), -1), self.weight[units]
 
 

@@ -294,18 +294,20 @@ def solver_times(done: pd.DataFrame) -> list[dict]:
 BESIDE = {  # ours, and whose bounds they are compared with
     "CROWN, float64": "CROWN, float64",
     "CROWN, float32": "CROWN, float32",
+    "intervals, float64": "IBP, float64",
     "intervals, float32": "IBP, float32",
 }
 DENSE, DEEP = "a dense network", "ResNet18"
 RACES = [
     *((DENSE, ours, theirs) for ours, theirs in BESIDE.items()),
     (DENSE, "intervals, float64", "IBP, float32"),
+    (DEEP, "intervals, float64", "IBP, float64"),
     (DEEP, "intervals, float32", "IBP, float32"),
     (DEEP, "intervals, float64", "IBP, float32"),
     (DEEP, "local, float32", "CROWN-IBP, float32"),
 ]
 """Network, our bounds, the rival's. In float64 our intervals are as tight as the rival's in float32, so they are beside
-those too; `local` is beside what of the rival's comes nearest."""
+those as well; `local` is beside what of the rival's comes nearest."""
 
 
 def bounds(done: pd.DataFrame) -> list[dict]:

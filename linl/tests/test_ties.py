@@ -33,14 +33,12 @@ def windows(layer: nn.Module, x: torch.Tensor) -> list[list[torch.Tensor]]:
     spans = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
     steps = [range(0, n - span + 1, s) for n, span, s in zip(x.shape[1:], spans, layer.stride, strict=True)]
     wide, each = layer.in_channels // layer.groups, layer.out_channels // layer.groups
-    return [
-        [
-            x[(slice(c // each * wide, (c // each + 1) * wide),)
-              + tuple(slice(a, a + span, d) for a, span, d in zip(at, spans, layer.dilation, strict=True))].flatten()
-            for at in itertools.product(*steps)
-        ]
-        for c in range(layer.out_channels)
-    ]  # fmt: skip
+    found = []
+    for first in (c // each * wide for c in range(layer.out_channels)):
+        parts = [[slice(a, a + span, d) for a, span, d in zip(at, spans, layer.dilation, strict=True)]
+                 for at in itertools.product(*steps)]  # fmt: skip
+        found.append([x[(slice(first, first + wide), *part)].flatten() for part in parts])
+    return found
 
 
 def extremes(layer: nn.Module, box: Box) -> tuple[list[list[Fraction]], list[list[Fraction]]]:
