@@ -223,12 +223,13 @@ def _end_of(net: nn.Module, block: str, x: Tensor) -> _End:
     """Where a block ends, and what is behind it, seen in float64 from what other values there lead to.
 
     Args:
-        x: what the block reads, of two images.
+        x: what the block reads, of two images or one.
 
     Raises:
         ValueError: not in a layer of its own weights that nothing but norms and sums are behind.
     """
     whole, x = clone(net.get_submodule(block)).cpu().double().eval(), x.cpu().double()
+    x = torch.cat([x, x / 2]) if len(x) == 1 else x  # of one image alone a gate is a factor like any other
     inner = {name: module for name, module in whole.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     called: list[tuple] = []
     with hooked(
