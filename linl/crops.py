@@ -20,7 +20,8 @@ class Crop:
         interpolation: "bilinear" or "bicubic", antialiased; of training's random crops as well.
         least: share of a picture's area that a random crop of training takes at least; the most is all of it
             (Szegedy et al., CVPR 2015, section 6: 8 %). More shows a network that is trained already, and briefly
-            tuned, pictures nearer to those that it is scored on.
+            tuned, pictures nearer to those that it is scored on. Crops are from 3:4 to 4:3, so a picture that is too
+            long for a share, four times as long as wide for a third, gets its middle.
 
     Raises:
         ValueError: a size, an interpolation or a share that can't be.

@@ -11,7 +11,8 @@ summation (Jeannerod and Rump, SIAM J. Matrix Anal. Appl. 34, 2013). A layer's r
 middle and for the evaluation that it has to hold. On the way back through CROWN a layer costs its evaluation's n and
 the m products of a row's number; at the input, n for the row's product with it, once. `rounding` adds what casts,
 additions and the sums of the slack itself take. In float64 this costs about 1e-12 of a bound. The float32 evaluation
-of a network is *not* covered there.
+of a network is *not* covered there, and of ends at zero that `linl.ties` settles only exact arithmetic is: a unit whose
+range ends at 0 is inactive, and may be evaluated to 1e-17.
 """
 
 from __future__ import annotations

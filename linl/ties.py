@@ -18,14 +18,18 @@ from linl.program import Conv, Dense
 from linl.ranges import Range
 
 WORK = 300_000
-"""Products in exact arithmetic for one layer, about a second; ties beyond that keep their rounding."""
+"""Products in exact arithmetic for one layer, about a second, half of them for lower ends; ties beyond that keep their
+rounding."""
 
 AT_ONCE = 1 << 22
 """Products that are looked at together: 32 MiB a tensor."""
 
 
 def settled(op: Dense | Conv, given: Range, made: Range, unit: float) -> Range:
-    """A layer's range with those ends anew that lie within twice their slack of zero.
+    """A layer's range with those ends anew that lie within twice their slack of zero, as far as `WORK` goes.
+
+    They hold in exact arithmetic. What is evaluated in floats may be past them by its own rounding, unless nothing is
+    added to the bias.
 
     Args:
         op: the layer.
@@ -37,16 +41,17 @@ def settled(op: Dense | Conv, given: Range, made: Range, unit: float) -> Range:
     bias = made.lower.new_zeros(()) if op.bias is None else op.bias
     largest = given.largest.flatten(1).amax(1).view(-1, *[1] * len(shape))
     most = 2 * unit * (bias.abs() + 1.01 * op.norms * largest)  # no less than twice the slack, and cheap
-    ends, left = [], WORK
+    ends, left = [], WORK // 2
     for sign, end in ((1, made.lower), (-1, -made.upper)):  # an upper end: the lower one of what is negated
         anew = end.flatten(1)
         near = ((end < 0) & (end >= -most)).flatten(1).nonzero()
         if len(near):
             anew = anew.clone()
             shifts = sign * bias.broadcast_to(shape).flatten()
-        for places in near.split(max(1, AT_ONCE // op.fan)) if len(near) else ():
+        for places in near.split(max(1, AT_ONCE // op.fans[0])) if len(near) else ():
             left = _settle_(anew, places, op, given, sign, shifts, unit, left)
         ends.append(anew.view(end.shape))
+        left += WORK - WORK // 2
     return Range(ends[0], -ends[1]) & made
 
 
@@ -61,13 +66,15 @@ def _settle_(
     slack = unit * ((weights.abs() * torch.maximum(low.abs(), high.abs())).sum(1) + bias[units].abs())
     x = torch.where(weights > 0, low, high)
     some = (weights != 0) & (x != 0)
-    near = ends[box, units] >= -2.01 * slack
+    near = (ends[box, units] >= -2.01 * slack) & (slack < math.inf)
     plain = near & ~some.any(1)  # nothing is added to the bias
     ends[box[plain], units[plain]] = bias[units[plain]]
-    for i in (near & ~plain).nonzero()[: left // op.fan, 0].tolist():
-        terms = zip(weights[i, some[i]].tolist(), x[i, some[i]].tolist(), strict=True)
+    for i in (near & ~plain).nonzero()[:, 0].tolist():
+        if left <= 0:
+            break
+        terms = list(zip(weights[i, some[i]].tolist(), x[i, some[i]].tolist(), strict=True))
         ends[box[i], units[i]] = _rounded_down(Fraction(bias[units[i]].item()) + _sum(terms))
-        left -= op.fan
+        left -= len(terms)
     return left
 
 
