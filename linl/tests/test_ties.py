@@ -107,9 +107,10 @@ def random_convolution(chance: random.Random) -> tuple[Conv, Box]:
     weight = torch.randn(outputs, inputs // groups, *kernel).double()
     weight = weight * (torch.rand(weight.shape) > 0.2) if chance.random() < 0.5 else weight.abs()
     out, boxes = geometry.output_size(tuple(size)), chance.randint(1, 3)
-    lower = 10.0 ** torch.arange(boxes).view(-1, *[1] * (dims + 1)) * torch.rand(boxes, inputs, *size).double()
-    lower = lower * (torch.rand(lower.shape) > 0.5)
-    upper = lower + torch.rand(lower.shape).double() * (torch.rand(lower.shape) > 0.5)
+    scale = 10.0 ** torch.arange(boxes).double().view(-1, *[1] * (dims + 1))
+    lower = scale * torch.rand(boxes, inputs, *size).double()
+    lower = lower * (torch.rand(lower.shape) > chance.choice([0.5, 1.0]))
+    upper = lower + scale * torch.rand(lower.shape).double() * (torch.rand(lower.shape) > 0.5)
     least = Affine(geometry, weight.clamp(min=0), None)(lower) + Affine(geometry, weight.clamp(max=0), None)(upper)
     of_places = -least[chance.randrange(boxes)]
     of_channels = of_places.flatten(1)[:, -1].contiguous()
