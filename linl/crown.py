@@ -76,7 +76,7 @@ class Pass:
             if not self.back:  # |W|·radius and its slack in one: both are |W| times something
                 spread = op.forward(radius.add_(largest, alpha=unit), absolute=True) + unit * bias
                 made = Range(middle - spread, middle + spread)
-                return (settled(op, first, made, unit) if self.dtype == torch.float64 else made), None
+                return (settled(op, first, largest, made, unit) if self.dtype == torch.float64 else made), None
             spread, size = op.forward(torch.cat([radius, largest]), absolute=True).split(len(center))
             size, outputs = size + bias, math.prod(middle.shape[1:])
             slack = unit * size
@@ -84,7 +84,7 @@ class Pass:
             self.own[op.target] = rounding(ahead, eps) * size
             # a row's product with this sums all outputs, and so does the one with the bias
             rows = rounding(ahead + back, eps) * (1 + outputs * eps) * size + outputs * eps * bias
-            return (settled(op, first, made, unit) if self.dtype == torch.float64 else made), rows
+            return (settled(op, first, largest, made, unit) if self.dtype == torch.float64 else made), rows
         if isinstance(op, Sum):
             lower, upper = 0, 0
             for sign, value in zip(op.signs, given, strict=True):

@@ -173,7 +173,7 @@ class Conv(Op):
         real = torch.ones_like(at, dtype=torch.bool)
         for axis, (side, here, (low, _)) in enumerate(zip(self.inputs[1:], place, g.padding, strict=True)):
             taps = here[:, None] * g.stride[axis] + torch.arange(g.kernel[axis]) * g.dilation[axis] - low
-            taps = taps.view(len(units), *[1] * (at.ndim - 1), -1)
+            taps = taps.view(len(units), *[1] * (at.ndim - 1), g.kernel[axis])
             at, real = at[..., None] * side + taps, real[..., None] & (taps >= 0) & (taps < side)
         at, real = at.flatten(1), real.flatten(1)
         return torch.where(real, at, 0), torch.where(real, self.layer.weight.flatten(1)[channel], 0)

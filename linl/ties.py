@@ -25,7 +25,7 @@ AT_ONCE = 1 << 22
 """Products that are looked at together: 32 MiB a tensor."""
 
 
-def settled(op: Dense | Conv, given: Range, made: Range, unit: float) -> Range:
+def settled(op: Dense | Conv, given: Range, largest: Tensor, made: Range, unit: float) -> Range:
     """A layer's range with those ends anew that lie within twice their slack of zero, as far as `WORK` goes.
 
     They hold in exact arithmetic. What is evaluated in floats may be past them by its own rounding, unless nothing is
@@ -33,26 +33,26 @@ def settled(op: Dense | Conv, given: Range, made: Range, unit: float) -> Range:
 
     Args:
         op: the layer.
-        given: the range of what it reads, (boxes, *inputs) in float64.
+        given, largest: the range of what it reads, (boxes, *inputs) in float64, and its magnitudes.
         made: its own, (boxes, *outputs), widened by its slack:
         unit: times the sum of magnitudes that an output is a sum of.
     """
     shape = made.lower.shape[1:]
     bias = made.lower.new_zeros(()) if op.bias is None else op.bias
-    largest = given.largest.flatten(1).amax(1).view(-1, *[1] * len(shape))
-    most = 2 * unit * (bias.abs() + 1.01 * op.norms * largest)  # no less than twice the slack, and cheap
-    ends, left = [], WORK // 2
-    for sign, end in ((1, made.lower), (-1, -made.upper)):  # an upper end: the lower one of what is negated
-        anew = end.flatten(1)
-        near = ((end < 0) & (end >= -most)).flatten(1).nonzero()
-        if len(near):
-            anew = anew.clone()
-            shifts = sign * bias.broadcast_to(shape).flatten()
-        for places in near.split(max(1, AT_ONCE // op.fans[0])) if len(near) else ():
-            left = _settle_(anew, places, op, given, sign, shifts, unit, left)
-        ends.append(anew.view(end.shape))
-        left += WORK - WORK // 2
-    return Range(ends[0], -ends[1]) & made
+    most = largest.flatten(1).amax(1).view(-1, *[1] * len(shape))
+    most = 2 * unit * (bias.abs() + 1.01 * op.norms * most)  # no less than twice the slack, and cheap
+    near = (made.lower < 0) & (made.lower >= -most), (made.upper > 0) & (made.upper <= most)
+    if not (near[0].any() or near[1].any()):
+        return made
+    ends = made.lower.flatten(1).clone(), -made.upper.flatten(1)  # an upper end: the lower one of what is negated
+    left = 0
+    for sign, anew, where in zip((1, -1), ends, near, strict=True):
+        left += WORK // 2
+        shifts = sign * bias.broadcast_to(shape).flatten()
+        places = where.flatten(1).nonzero()
+        for some in places.split(max(1, AT_ONCE // op.fans[0])) if len(places) else ():
+            left = _settle_(anew, some, op, given, sign, shifts, unit, left)
+    return Range(ends[0].view(made.lower.shape), -ends[1].view(made.upper.shape)) & made
 
 
 def _settle_(

@@ -309,6 +309,7 @@ def test_a_unit_s_row_of_a_convolution(layer):
     like = torch.zeros((), dtype=torch.float64)
     rows = op.first(units)
     assert torch.equal(rows, op.backward(picks(units, op.outputs, like)))
+    assert op.first(units[:0]).shape == (0, 4, 7, 6)
     x = torch.rand(4, 7, 6, dtype=torch.float64)
     linear = (op.forward(x[None]) - op.forward(torch.zeros_like(x)[None])).flatten()[units]
     assert torch.allclose((rows * x).flatten(1).sum(1), linear, rtol=0, atol=1e-12)
