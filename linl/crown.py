@@ -75,15 +75,15 @@ class Pass:
             bias = 0 if op.bias is None else op.bias.abs()
             if not self.back:  # |W|·radius and its slack in one: both are |W| times something
                 spread = op.forward(radius.add_(largest, alpha=unit), absolute=True) + unit * bias
-                made = Range(middle - spread, middle + spread)
-                return (settled(op, first, largest, made, unit) if self.dtype == torch.float64 else made), None
-            spread, size = op.forward(torch.cat([radius, largest]), absolute=True).split(len(center))
-            size, outputs = size + bias, math.prod(middle.shape[1:])
-            slack = unit * size
-            made = Range(middle - spread - slack, middle + spread + slack)
-            self.own[op.target] = rounding(ahead, eps) * size
-            # a row's product with this sums all outputs, and so does the one with the bias
-            rows = rounding(ahead + back, eps) * (1 + outputs * eps) * size + outputs * eps * bias
+                made, rows = Range(middle - spread, middle + spread), None
+            else:
+                spread, size = op.forward(torch.cat([radius, largest]), absolute=True).split(len(center))
+                size, outputs = size + bias, math.prod(middle.shape[1:])
+                slack = unit * size
+                made = Range(middle - spread - slack, middle + spread + slack)
+                self.own[op.target] = rounding(ahead, eps) * size
+                # a row's product with this sums all outputs, and so does the one with the bias
+                rows = rounding(ahead + back, eps) * (1 + outputs * eps) * size + outputs * eps * bias
             return (settled(op, first, largest, made, unit) if self.dtype == torch.float64 else made), rows
         if isinstance(op, Sum):
             lower, upper = 0, 0
