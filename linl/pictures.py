@@ -87,9 +87,12 @@ class ImageFolderData:
         """Number of images in "train", "validation" or "test"."""
         return len(self._index[split])
 
-    def files(self) -> list[Path]:
-        """All of `train/`, by class."""
-        return [Path(path) for path, _ in self._train.samples]
+    def files(self, split: str | None = None) -> list[Path]:
+        """The pictures of a split in the order of its unshuffled batches; None: all of `train/`, by class."""
+        if split is None:
+            return [Path(path) for path, _ in self._train.samples]
+        base = self._test if split == "test" else self._train
+        return [Path(base.samples[i][0]) for i in self._index[split]]
 
     def fingerprint(self) -> str:
         """Short text that differs for different training data, or another normalization."""

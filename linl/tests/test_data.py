@@ -1,6 +1,7 @@
 """Data: splits, augmentation, order, and one clear error for what is missing or damaged."""
 
 import hashlib
+import itertools
 import pickle
 import shutil
 
@@ -226,6 +227,18 @@ def pictures(folder, count, draw):
             (folder / split / label).mkdir(parents=True)
             for i in range(count):
                 draw(folder / split / label / f"{i}.png")
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_files_of_a_split_come_as_its_batches_do(tmp_path, limit):
+    grey = itertools.count(0, 10)
+    pictures(tmp_path, 5, lambda path: Image.new("L", (8, 8), next(grey)).save(path))
+    found = load(f"imagefolder:{tmp_path}", size=8, validation=0.3, workers=0, normalize="none", limit=limit)
+    for split in ("train", "validation", "test"):
+        shown = torch.cat([x for x, _ in found.batches(split, 2)])[:, 0, 0, 0]
+        told = [Image.open(path).getpixel((0, 0)) for path in found.files(split)]
+        assert torch.equal((255 * shown).round().int(), torch.tensor(told, dtype=torch.int32)) and len(told) > 1
+    assert {*found.files("train")} < {*found.files()} and len(found.files()) == 10
 
 
 def noise(path, mode="RGB", kind=None):
