@@ -91,8 +91,12 @@ class ImageFolderData:
         """The pictures of a split in the order of its unshuffled batches; None: all of `train/`, by class."""
         if split is None:
             return [Path(path) for path, _ in self._train.samples]
-        base = self._test if split == "test" else self._train
-        return [Path(base.samples[i][0]) for i in self._index[split]]
+        samples = self._samples(split)
+        return [Path(samples[i][0]) for i in self._index[split]]
+
+    def _samples(self, split: str) -> list[tuple[str, int]]:
+        """The folder's pictures, with their labels, that a split is taken from."""
+        return (self._test if split == "test" else self._train).samples
 
     def fingerprint(self) -> str:
         """Short text that differs for different training data, or another normalization."""
@@ -142,10 +146,9 @@ class ImageFolderData:
         training = seed is not None
         own = mixed_seed(seed or 0, epoch)
         generator = torch.Generator().manual_seed(own)
-        base = self._test if split == "test" else self._train
         batches = _shares(self.size(split), batch_size, generator if training else None, share)
         loader = torch.utils.data.DataLoader(
-            _Pictures(base.samples, self._index[split], _transform(self.crop, training), own),
+            _Pictures(self._samples(split), self._index[split], _transform(self.crop, training), own),
             batch_sampler=batches[first:] if training else batches,
             num_workers=min(8, cores()) if self.workers is None else self.workers,
             generator=generator,  # else it draws from the training's own chance, once more when that is taken up again
