@@ -35,10 +35,13 @@ ROWS = 1 << 26  # numbers of a block of rows: 512 MiB in float64
 class Pass:
     """One forward walk over a program, with what is known of each value so far."""
 
-    def __init__(self, read: Program, box: Box, dtype: torch.dtype = torch.float64, back: bool = True) -> None:
-        """`back`: whether it will go backward too, which needs the rounding of each layer by itself."""
+    def __init__(
+        self, read: Program, box: Box, dtype: torch.dtype = torch.float64, back: bool = True, ties: bool = True
+    ) -> None:
+        """`back`: whether it will go backward too, which needs the rounding of each layer by itself; `ties`: whether
+        ends that may be zero are settled in exact arithmetic."""
         self.program, self.dtype, self.eps = read, dtype, torch.finfo(dtype).eps
-        self.back = back
+        self.back, self.ties = back, ties and dtype == torch.float64
         self.box = outward(box, dtype)
         self.ranges: dict[int, Range] = {0: self.box}
         self.cast = read.to(dtype)
@@ -84,7 +87,7 @@ class Pass:
                 self.own[op.target] = rounding(ahead, eps) * size
                 # a row's product with this sums all outputs, and so does the one with the bias
                 rows = rounding(ahead + back, eps) * (1 + outputs * eps) * size + outputs * eps * bias
-            return (settled(op, first, largest, made, unit) if self.dtype == torch.float64 else made), rows
+            return (settled(op, first, largest, made, unit) if self.ties else made), rows
         if isinstance(op, Sum):
             lower, upper = 0, 0
             for sign, value in zip(op.signs, given, strict=True):

@@ -121,7 +121,7 @@ class Settling:
             if solved is None:
                 left.append((unit, bend, up))
                 continue
-            if solved.point is not None:
+            if solved.point is not None and solved.least < sign * bend:  # else no point of the box is past the bend
                 self.known.look(solved.point[None], "solver")
             walk.choose({target: share[None] for target, share in solved.share.items()})
             bound = walk.least(value, torch.tensor([unit]), torch.tensor([sign]))[0].item()

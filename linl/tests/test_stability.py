@@ -17,6 +17,7 @@ from linl.reading import program
 from linl.states import PROOFS, UNDECIDED, UNSTABLE
 from linl.tests.brute import extremes, small_net
 from linl.tests.small_nets import ACTIVATIONS, NETS, make
+from linl.witnesses import Witnesses
 
 NEAR = 1e-7  # the enumeration's linear programs aren't surer than that
 
@@ -347,3 +348,20 @@ def test_a_claim_by_slopes_is_proved_again_though_others_were_kept_since():
     net = nn.Sequential(*layers, nn.Linear(10, 10)).eval()
     state = linl.analyse(net, Box.unit((8,)), "exact")
     assert "optimized" in set(state.table["proof"]) and linl.verify_stability(net, state).ok
+
+
+def test_looks_that_show_nothing_cost_no_interval_evaluation(monkeypatch):
+    """Points at which a unit is where it was before; but a crossing by a millionth of the layer's size is found."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).eval()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(2))
+        net[0].bias.copy_(torch.tensor([1e-6, 5.0]))
+    seen = Witnesses(program(net, (2,)), Box(-torch.ones(2), torch.ones(2)))
+    asked, plain = [], Witnesses.pieces_at
+    monkeypatch.setattr(Witnesses, "pieces_at", lambda self, points: asked.append(len(points)) or plain(self, points))
+    seen.look(torch.tensor([[0.5, 0.5]]), "samples")
+    assert asked == [1] and seen.high[0].tolist() == [0, 0] and seen.low[0].tolist() == [-1, -1]
+    seen.look(torch.tensor([[0.7, -0.9], [0.2, 0.9]]), "samples")
+    assert asked == [1] and len(seen.points) == 1
+    seen.look(torch.tensor([[-2e-6, 0.0]]), "corners")
+    assert asked == [1, 1] and seen.unstable(0).tolist() == [True, False]
