@@ -47,6 +47,7 @@ def load(
     download: bool = True,
     workers: int | None = None,
     crop: Crop | None = None,
+    apart: str = "",
 ):
     """A data set by name.
 
@@ -64,12 +65,14 @@ def load(
         workers: decoding processes of an ImageFolder.
         crop: how an ImageFolder's pictures are resized, as `linl.crops.standard(network)`; None: `size` pixels from
             8/7 as many, bilinear. Where both are given, a `size` other than the crop's takes the crop's proportions.
+        apart: pictures of an ImageFolder's `train/` whose names begin so are kept out of training and validation, and
+            are a split of their own, "apart": those that weights to start from haven't been trained on, for example.
 
     Returns: `Images`, or `ImageFolderData` with the same `batches`.
 
     Raises:
-        ValueError: an unknown name or a share outside [0, 1).
-        DataError: missing or corrupt data.
+        ValueError: an unknown name, a share outside [0, 1), or `apart` for another data set than a folder of pictures.
+        DataError: missing or corrupt data, or no picture to keep apart.
     """
     kind, _, path = name.partition(":")
     if kind not in SOURCES:
@@ -91,8 +94,10 @@ def load(
         source = replace(source, mean=NORMALIZATIONS[normalize][0], std=NORMALIZATIONS[normalize][1])
     if source.loader == "imagefolder":
         return ImageFolderData.find(
-            _of_pictures(path, root), source, sized(crop, size), validation, seed, limit, workers
+            _of_pictures(path, root), source, sized(crop, size), validation, seed, limit, workers, apart
         )
+    if apart:
+        raise ValueError(f"apart = {apart!r}: names of pictures in a folder; {kind} is no folder of pictures")
     train, test = _digits() if source.loader == "digits" else _small(kind, source, root, download)
     train, validating = _split(train, validation, seed)
     splits = [tuple(t[:limit] for t in split) for split in (train, validating, test)]

@@ -27,8 +27,9 @@ from linl.sources import DataError, Source
 class ImageFolderData:
     """`train/<class>/*`, `val/<class>/*`: random resized crops for training, resize and centre crop to test.
 
-    The test split is `val/` (ImageNet's public labels); "validation" is a share of `train/`. Workers decode, crop and
-    resize in uint8; the rest is done on the device.
+    The test split is `val/` (ImageNet's public labels); "validation" is a share of `train/`. Pictures there whose names
+    begin with `apart` are in neither, but in a split "apart". Workers decode, crop and resize in uint8; the rest is
+    done on the device.
     """
 
     root: Path
@@ -39,13 +40,16 @@ class ImageFolderData:
     seed: int
     limit: int | None = None
     workers: int | None = None
+    apart: str = ""
     device: str | torch.device = "cpu"
     name: str = "imagefolder"
     num_classes: int = field(init=False)
     input_size: tuple[int, int, int] = field(init=False)
 
     @classmethod
-    def find(cls, folders: list[Path], source: Source, crop, validation, seed, limit, workers) -> ImageFolderData:
+    def find(
+        cls, folders: list[Path], source: Source, crop, validation, seed, limit, workers, apart=""
+    ) -> ImageFolderData:
         """The first of the folders that holds `train/` and `val/`.
 
         Raises:
@@ -53,7 +57,7 @@ class ImageFolderData:
         """
         for folder in folders:
             if (folder / "train").is_dir() and (folder / "val").is_dir():
-                return cls(folder, crop, source.mean, source.std, validation, seed, limit, workers)
+                return cls(folder, crop, source.mean, source.std, validation, seed, limit, workers, apart)
         raise DataError(
             f"no folder of pictures: looked for train/<class>/ and val/<class>/ in {', '.join(map(str, folders))}. "
             "ImageNet can't be downloaded freely: put it there, set LINL_DATA, or name it: imagefolder:PATH."
@@ -71,12 +75,19 @@ class ImageFolderData:
             odd = sorted(set(self._train.classes) ^ set(self._test.classes))
             raise DataError(f"{self.root}: classes differ between train/ and val/, e.g. {', '.join(odd[:3])}")
         self.num_classes = len(self._train.classes)
+        names = [Path(path).name for path, _ in self._train.samples]
+        apart = [i for i, name in enumerate(names) if self.apart and name.startswith(self.apart)]
+        if self.apart and not apart:
+            raise DataError(f"{self.root}/train: no picture's name begins with {self.apart!r}, so none is kept apart")
         order = torch.randperm(len(self._train), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        left_out = {*apart}
+        order = [i for i in order if i not in left_out]
         count = round(len(order) * self.validation_share)
         self._index = {
             "train": sorted(order[count:]),
             "validation": sorted(order[:count]),
             "test": list(range(len(self._test))),
+            "apart": apart,
         }
         if self.limit:  # a spread over all classes, since files are ordered by class
             for split, index in self._index.items():
@@ -84,7 +95,7 @@ class ImageFolderData:
                 self._index[split] = [index[i * len(index) // count] for i in range(count)]
 
     def size(self, split: str) -> int:
-        """Number of images in "train", "validation" or "test"."""
+        """Number of images in "train", "validation", "test" or "apart"."""
         return len(self._index[split])
 
     def files(self, split: str | None = None) -> list[Path]:

@@ -205,7 +205,7 @@ def folded(done: pd.DataFrame, asked: float = 1.4) -> list[dict]:
 
 
 def _told(one: pd.Series, asked: float) -> str:
-    return f"{spread([one['slowest']], limit=asked)} for {one['lost']:.1f} points ({one['network']})"
+    return f"{spread([one['slowest']], limit=asked)} for {one['lost']:.1f} points{one['new']} ({one['network']})"
 
 
 def _kept(runs: pd.DataFrame) -> pd.DataFrame:
@@ -218,8 +218,18 @@ def _kept(runs: pd.DataFrame) -> pd.DataFrame:
             continue
         slowest = found.loc[found["middle"].idxmin(), "figure"]
         half = half_of(found[found["figure"] == slowest])
-        rows.append({"network": name, "lost": lost, "slowest": found["middle"].min(), "half": half})
-    return pd.DataFrame(rows, columns=["network", "lost", "slowest", "half"])
+        new = _lost_on_new(runs.iloc[-1], name)
+        rows.append({"network": name, "lost": lost, "new": new, "slowest": found["middle"].min(), "half": half})
+    return pd.DataFrame(rows, columns=["network", "lost", "new", "slowest", "half"])
+
+
+def _lost_on_new(run: pd.Series, name: str) -> str:
+    """The same on the pictures that the weights as given weren't trained on either, in words; "" where the record
+    doesn't tell them from the others."""
+    if not isinstance(run.get("new_lost_sd"), dict) or not 0 < run["new_images"] < run["test_images"]:
+        return ""
+    lost = 100 * (run["new_scores"]["as given"] - run["new_scores"][name])
+    return f", {lost:.1f} ± {run['new_lost_sd'][name]:.1f} on {run['new_images']:.0f} pictures new to both"
 
 
 def _ways(run: pd.Series, name: str) -> Found:

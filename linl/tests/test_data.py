@@ -241,6 +241,23 @@ def test_files_of_a_split_come_as_its_batches_do(tmp_path, limit):
     assert {*found.files("train")} < {*found.files()} and len(found.files()) == 10
 
 
+def test_pictures_kept_apart_are_neither_trained_on_nor_validated(tmp_path):
+    pictures(tmp_path, 20, lambda path: Image.new("L", (8, 8), int(path.stem)).save(path))
+    plain, found = (load(f"imagefolder:{tmp_path}", size=8, validation=0.25, workers=0, apart=a) for a in ("", "1"))
+    assert [plain.size(s) for s in ("train", "validation", "test", "apart")] == [30, 10, 40, 0]
+    assert [found.size(s) for s in ("train", "validation", "test", "apart")] == [14, 4, 40, 22]
+    apart = found.files("apart")
+    assert sorted(path.name for path in apart) == sorted(2 * [f"{i}.png" for i in (1, *range(10, 20))])
+    others = [*found.files("train"), *found.files("validation")]
+    assert not {*apart} & {*others} and {*apart, *others} == {*found.files()}
+    assert torch.cat([y for _, y in found.batches("apart", 5)]).tolist() == 11 * [0] + 11 * [1]
+    assert found.fingerprint() != plain.fingerprint(), "a run goes on with the pictures that it began with"
+    with pytest.raises(DataError, match="no picture's name begins with 'x'"):
+        load(f"imagefolder:{tmp_path}", size=8, apart="x")
+    with pytest.raises(ValueError, match="digits is no folder of pictures"):
+        load("digits", apart="1")
+
+
 def noise(path, mode="RGB", kind=None):
     shape = {"RGB": (30, 40, 3), "CMYK": (30, 40, 4), "L": (30, 40)}[mode]
     Image.fromarray(np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8), mode).save(path, kind)

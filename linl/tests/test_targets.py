@@ -203,6 +203,10 @@ def test_a_folded_network_must_be_fast_in_every_way_and_keep_its_accuracy():
     first, second = (refitted(("blocks 1", (1.5, fast), score)) for fast, score in ((1.45, 0.896), (1.41, 0.88)))
     row = targets.folded(again(first, times=second["times"], scores=second["scores"]))[0]
     assert row["reached"] == "no" and row["measured"] == "1.41 for 2.0 points (blocks 1)", "the worse of two runs"
+    new = {"new_scores": {"as given": 0.8, "blocks 1": 0.84}, "new_lost_sd": {"blocks 1": 2.5}, "test_images": 400}
+    for count, said in ((50, ", -4.0 ± 2.5 on 50 pictures new to both"), (400, "")):  # all are: none is known to be old
+        row = targets.folded(pd.DataFrame([{**first, **new, "new_images": count}]))[0]
+        assert row["measured"] == f"1.45 for 0.4 points{said} (blocks 1)" and row["reached"] == "yes"
 
 
 @pytest.mark.parametrize(
