@@ -199,6 +199,9 @@ def test_a_folded_network_must_be_fast_in_every_way_and_keep_its_accuracy():
     slow = judged(("blocks 1", (1.5, 1.2), 0.896), ("blocks 1 2", (1.9, 1.8), 0.8), ("blocks 3", (1.6, 1.5), 0.85))
     assert slow["measured"] == "1.20 for 0.4 points (blocks 1); 1.50 for 5.0 points (blocks 3)"
     assert slow["reached"] == "no" and slow["middle half of pairs"] == "1.10 to 1.30", "of the first"
+    slow = judged(("blocks 1", (1.5, 1.2), 0.896), ("blocks 1 2", (1.9, 1.3), 0.8), ("blocks 3", (1.6, 1.35), 0.7))
+    assert slow["measured"] == "1.20 for 0.4 points (blocks 1); 1.35 for 20.0 points (blocks 3)", "nearest to it"
+    assert judged(("blocks 1", (1.5, 1.2), 0.896))["measured"] == "1.20 for 0.4 points (blocks 1)", "told once"
     assert judged()["reached"] == "not run" and judged()["run"] == ""
     first, second = (refitted(("blocks 1", (1.5, fast), score)) for fast, score in ((1.45, 0.896), (1.41, 0.88)))
     row = targets.folded(again(first, times=second["times"], scores=second["scores"]))[0]
