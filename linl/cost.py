@@ -182,18 +182,41 @@ def faster(before: Callable, after: Callable, x: Tensor, seconds: float = 0.5, r
     """Two networks on the same input, in pairs: how many times as fast is the second?
 
     Args:
+        before, after, x, seconds, rounds: as in `pairs`.
+
+    Returns: as `times_as_fast` tells it.
+    """
+    return times_as_fast(pairs(before, after, x, seconds, rounds))
+
+
+@torch.no_grad()
+def pairs(before: Callable, after: Callable, x: Tensor, seconds: float = 0.5, rounds: int = PAIRS) -> pd.DataFrame:
+    """Milliseconds of two networks on the same input, measured in turn: a row a pair, columns `before` and `after`.
+
+    What disturbs a shared machine may last for seconds: pairs of several visits, with other work between them, say more
+    than as many of one. Their tables are concatenated for `times_as_fast`.
+
+    Args:
         before, after: called with x, in the mode they are in, without gradients.
         x: one input batch, on the device that is measured.
         seconds: least time for each.
         rounds: how many pairs.
+    """
+    took = in_turn([partial(before, x), partial(after, x)], seconds, rounds)
+    return took.set_axis(["before", "after"], axis=1)
+
+
+def times_as_fast(took: pd.DataFrame) -> dict[str, Any]:
+    """What pairs say of two networks.
+
+    Args:
+        took: of `pairs`, of one visit or of several.
 
     Returns: `before` and `after`, median milliseconds; `ratio`, the median of the pairs' own ratios of before to after,
         with the ends of their middle half as in `ratio`; and `ratios`, all of them.
     """
-    with torch.no_grad():
-        took = in_turn([partial(before, x), partial(after, x)], seconds, rounds).set_axis(["before", "after"], axis=1)
-    pairs = (took["before"] / took["after"]).round(4).tolist()
-    return {**took.median().to_dict(), **ratio(took, "before", "after"), "ratios": pairs}
+    every = (took["before"] / took["after"]).round(4).tolist()
+    return {**took.median().to_dict(), **ratio(took, "before", "after"), "ratios": every}
 
 
 @contextlib.contextmanager

@@ -133,6 +133,19 @@ def test_how_many_times_as_fast_with_every_pair():
     assert told["ratio"] == pytest.approx(pd.Series(told["ratios"]).median(), abs=1e-4) and told["ratio"] > 1
 
 
+def test_pairs_of_several_visits_are_told_together():
+    nets = [nn.Linear(64, width).eval() for width in (512, 8)]
+    visits = [cost.pairs(*nets, torch.randn(2, 64), seconds=0.01, rounds=rounds) for rounds in (3, 4)]
+    assert [list(one) for one in visits] == [["before", "after"]] * 2
+    told = cost.times_as_fast(pd.concat(visits, ignore_index=True))
+    alone = [cost.times_as_fast(one)["ratios"] for one in visits]
+    assert told["ratios"] == alone[0] + alone[1] and len(told["ratios"]) == 7
+    slow = pd.DataFrame({"before": [2.0, 2.0, 6.0, 6.0], "after": [1.0, 1.0, 1.0, 1.0]})  # two visits, two states
+    told = cost.times_as_fast(slow)
+    assert (told["ratio_low"], told["ratio"], told["ratio_high"]) == (2.0, 4.0, 6.0)
+    assert (told["before"], told["after"]) == (4.0, 1.0)
+
+
 def test_collection_goes_on_as_it_was():
     for wanted in (True, False):
         (gc.enable if wanted else gc.disable)()
